@@ -1,0 +1,190 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Jobs: what a run is asked to do, as plain data that crosses the process boundary as JSON.
+
+Contract module: standard library only, Python 3.9 syntax. QGIS and the backend both import it.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, ClassVar, Optional, Union
+
+from .errors import ErrorCode, HyperSharpError
+
+DEFAULT_METHOD = "gsa"
+DEFAULT_MTF_HS = 0.3
+"""Gain of the HS sensor's MTF at its Nyquist frequency (usual value for HS sensors, Loncan et al. 2015)."""
+DEFAULT_MTF_GUIDE = 0.2
+"""Gain of the guide sensor's MTF at its Nyquist frequency (usual value for PAN sensors)."""
+DEFAULT_MEMORY_GB = 2.0
+
+DTYPES = ("same", "float32")
+COMPRESSIONS = ("deflate", "zstd", "lzw", "none")
+
+
+@dataclass
+class FuseJob:
+    """Fuse `hs` with `guide` into `output`.
+
+    Attributes:
+        hs: path of the hyperspectral raster.
+        guide: path of the panchromatic (one band) or multispectral raster.
+        output: path of the GeoTIFF to write.
+        method: method id (see `registry.METHODS`).
+        weights: name or folder of a learned method's weights; None for the method's own default.
+        adapt_steps: training steps on the pair itself before fusing (learned methods).
+        extent: (xmin, ymin, xmax, ymax) in `extent_crs`, snapped to the guide's grid; None for all.
+        extent_crs: any CRS text that PROJ reads; None means the guide's CRS.
+        device: "auto", "cpu", "cuda" or "cuda:N".
+        dtype: "same" as the HS input (rounded, clipped to its range) or "float32".
+        memory_gb: upper bound of working memory, in GiB.
+        tile: side of an output tile in pixels; None chooses one from `memory_gb`.
+        seed: seed of every random number of the run.
+        mtf_hs: gain of the HS sensor's MTF at Nyquist, 0 < gain < 1.
+        mtf_guide: the same of the guide's sensor.
+        compress: compression of the output, one of `COMPRESSIONS`.
+        overviews: build overviews into the output.
+        parameters: the method's own options.
+        assess: compute quality indices.
+        report: path of the HTML report; None for none.
+        metrics: path of the JSON with the indices; None for none.
+    """
+
+    kind: ClassVar[str] = "fuse"
+
+    hs: str
+    guide: str
+    output: str
+    method: str = DEFAULT_METHOD
+    weights: Optional[str] = None
+    adapt_steps: int = 0
+    extent: Optional[tuple[float, float, float, float]] = None
+    extent_crs: Optional[str] = None
+    device: str = "auto"
+    dtype: str = "same"
+    memory_gb: float = DEFAULT_MEMORY_GB
+    tile: Optional[int] = None
+    seed: int = 0
+    mtf_hs: float = DEFAULT_MTF_HS
+    mtf_guide: float = DEFAULT_MTF_GUIDE
+    compress: str = "deflate"
+    overviews: bool = False
+    parameters: dict[str, Any] = field(default_factory=dict)
+    assess: bool = True
+    report: Optional[str] = None
+    metrics: Optional[str] = None
+
+
+@dataclass
+class AssessJob:
+    """Score an already fused raster against its sources, and a true reference where there is one.
+
+    Attributes:
+        fused: path of the raster to score (made by HyperSharp or by any other program).
+        hs: path of the hyperspectral raster that it was made from.
+        guide: path of the panchromatic or multispectral raster that it was made from.
+        reference: path of the true fine hyperspectral raster, if known.
+        method: method id when known: the reduced-resolution protocol is then run as well.
+        device, memory_gb, seed, mtf_hs, mtf_guide, parameters, report, metrics: as in `FuseJob`.
+    """
+
+    kind: ClassVar[str] = "assess"
+
+    fused: str
+    hs: str
+    guide: str
+    reference: Optional[str] = None
+    method: Optional[str] = None
+    device: str = "auto"
+    memory_gb: float = DEFAULT_MEMORY_GB
+    seed: int = 0
+    mtf_hs: float = DEFAULT_MTF_HS
+    mtf_guide: float = DEFAULT_MTF_GUIDE
+    parameters: dict[str, Any] = field(default_factory=dict)
+    report: Optional[str] = None
+    metrics: Optional[str] = None
+
+
+@dataclass
+class SimulateJob:
+    """Make a pair with a known truth from a reference cube by Wald's protocol.
+
+    Attributes:
+        reference: path of the hyperspectral cube that becomes the truth.
+        folder: where hs.tif, guide.tif and reference.tif go.
+        ratio: integer ratio of the simulated pixel sizes.
+        guide: "pan", a number of Gaussian MSI bands ("4"), or the path of a response-function CSV.
+        snr_db: signal-to-noise ratio of the simulated HS in dB; None for no noise.
+        mtf_hs, seed: as in `FuseJob`.
+    """
+
+    kind: ClassVar[str] = "simulate"
+
+    reference: str
+    folder: str
+    ratio: int = 4
+    guide: str = "pan"
+    snr_db: Optional[float] = None
+    mtf_hs: float = DEFAULT_MTF_HS
+    seed: int = 0
+
+
+Job = Union[FuseJob, AssessJob, SimulateJob]
+JOB_KINDS: dict[str, type[Any]] = {cls.kind: cls for cls in (FuseJob, AssessJob, SimulateJob)}
+
+
+def job_to_dict(job: Job) -> dict[str, Any]:
+    """Return the job as JSON-ready values, with its kind."""
+    return {"kind": job.kind, **asdict(job)}
+
+
+def job_from_dict(values: dict[str, Any]) -> Job:
+    """Return the job that `job_to_dict` wrote.
+
+    Raises:
+        HyperSharpError: unknown kind, unknown or missing key.
+    """
+    values = dict(values)
+    kind = values.pop("kind", None)
+    cls = JOB_KINDS.get(str(kind))
+    if cls is None:
+        raise HyperSharpError(
+            f"unknown job kind {kind!r}", f"use one of {', '.join(JOB_KINDS)}", ErrorCode.USAGE
+        )
+    unknown = sorted(set(values) - {f.name for f in fields(cls)})
+    if unknown:
+        raise HyperSharpError(
+            f"unknown option {', '.join(unknown)} for {kind}",
+            "the plugin and the backend may be of different versions",
+            ErrorCode.USAGE,
+        )
+    if values.get("extent") is not None:
+        values["extent"] = tuple(float(v) for v in values["extent"])
+    try:
+        return cls(**values)
+    except TypeError as error:
+        raise HyperSharpError(
+            f"incomplete {kind} job: {error}", "name every input", ErrorCode.USAGE
+        ) from error
+
+
+def save_job(job: Job, path: Union[str, Path]) -> None:
+    """Write the job as JSON."""
+    Path(path).write_text(json.dumps(job_to_dict(job), indent=1), encoding="utf-8")
+
+
+def load_job(path: Union[str, Path]) -> Job:
+    """Read a job that `save_job` wrote.
+
+    Raises:
+        HyperSharpError: the file is missing or is no job.
+    """
+    try:
+        values = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise HyperSharpError(
+            f"cannot read the job file: {error}", "write it again", ErrorCode.USAGE
+        ) from error
+    return job_from_dict(values)

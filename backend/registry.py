@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The fusion methods by id: what they are, what they need, and where their code stands.
+
+Adding a method is one entry here and one file in `methods/` (docs/contributing.md).
+
+Contract module: standard library only, Python 3.9 syntax. QGIS and the backend both import it.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import importlib.util
+from dataclasses import dataclass
+from typing import Any, Optional
+
+from .errors import ErrorCode, HyperSharpError
+
+KINDS = ("interpolation", "component substitution", "multiresolution analysis", "subspace", "learned")
+
+
+@dataclass(frozen=True)
+class MethodInfo:
+    """What a person or a program needs to know of a method before running it.
+
+    Attributes:
+        id: stable lower-case id.
+        title: name as shown to people.
+        kind: one of `KINDS`.
+        summary: one sentence: what it does and when to choose it.
+        citation: the paper.
+        implementation: "module:Class" below `backend/methods`.
+        guide_kinds: "pan" and/or "msi".
+        needs: importable packages beyond the backend's own.
+        needs_weights: a learned method with weights.
+        relative_cost: time per output value relative to `gsa`, for estimates.
+    """
+
+    id: str
+    title: str
+    kind: str
+    summary: str
+    citation: str
+    implementation: str
+    guide_kinds: tuple[str, ...] = ("pan", "msi")
+    needs: tuple[str, ...] = ()
+    needs_weights: bool = False
+    relative_cost: float = 1.0
+
+
+METHODS: dict[str, MethodInfo] = {
+    m.id: m
+    for m in (
+        MethodInfo(
+            "bicubic",
+            "Bicubic interpolation",
+            "interpolation",
+            "Only interpolates the HS image; the control that every other method must beat.",
+            "Keys, IEEE TASSP 29(6), 1981",
+            "bicubic:Bicubic",
+            relative_cost=0.8,
+        ),
+        MethodInfo(
+            "brovey",
+            "Weighted Brovey",
+            "component substitution",
+            "Scales every band by guide over intensity; fast, keeps the spectral angle where bands follow the guide.",
+            "Gillespie et al., Remote Sens. Environ. 22(3), 1987; Vivone et al., IEEE TGRS 53(5), 2015",
+            "brovey:Brovey",
+        ),
+        MethodInfo(
+            "gsa",
+            "GSA (adaptive Gram-Schmidt)",
+            "component substitution",
+            "Injects what the guide has beyond the intensity that the HS bands explain; sharp and robust.",
+            "Aiazzi, Baronti and Selva, IEEE TGRS 45(10), 2007",
+            "gsa:GSA",
+        ),
+        MethodInfo(
+            "sfim",
+            "SFIM (smoothing filter-based intensity modulation)",
+            "multiresolution analysis",
+            "Modulates the HS bands by guide over smoothed guide; keeps spectra, tolerates other sensors.",
+            "Liu, Int. J. Remote Sens. 21(18), 2000",
+            "sfim:SFIM",
+        ),
+        MethodInfo(
+            "mtf-glp-hpm",
+            "MTF-GLP-HPM (high-pass modulation)",
+            "multiresolution analysis",
+            "Modulates the HS bands by the guide's detail beyond the HS sensor's MTF.",
+            "Aiazzi, Alparone, Baronti, Garzelli and Selva, PE&RS 72(5), 2006; Vivone et al., IEEE GRSL 11(5), 2014",
+            "mtf_glp_hpm:MtfGlpHpm",
+        ),
+    )
+}
+
+
+def method_ids() -> list[str]:
+    """Return every method id, in the order in which people should see them."""
+    return list(METHODS)
+
+
+def method_info(method: str) -> MethodInfo:
+    """Return what is known of a method.
+
+    Raises:
+        HyperSharpError: code `unknown_method`, with the nearest ids in the hint.
+    """
+    info = METHODS.get(method)
+    if info is None:
+        near = difflib.get_close_matches(method, METHODS, n=1)
+        did_you_mean = f"did you mean {near[0]}? " if near else ""
+        raise HyperSharpError(
+            f"unknown method {method!r}",
+            f"{did_you_mean}the methods are {', '.join(METHODS)}",
+            ErrorCode.UNKNOWN_METHOD,
+        )
+    return info
+
+
+def why_unavailable(info: MethodInfo) -> Optional[str]:
+    """Return why a method cannot run in this interpreter, or None when it can."""
+    missing = [name for name in info.needs if importlib.util.find_spec(name) is None]
+    return f"needs {', '.join(missing)}" if missing else None
+
+
+def load_method(method: str) -> Any:
+    """Return the class of a method (backend only: imports torch).
+
+    Raises:
+        HyperSharpError: unknown method, or a package that it needs is missing.
+    """
+    info = method_info(method)
+    reason = why_unavailable(info)
+    if reason:
+        raise HyperSharpError(
+            f"{method} {reason}", "install it into the backend's environment", ErrorCode.NO_ENVIRONMENT
+        )
+    module, _, name = info.implementation.partition(":")
+    return getattr(importlib.import_module(f".methods.{module}", __package__), name)
