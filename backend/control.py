@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Progress, cancel and warnings of a running job, for any caller (worker, command line, Python)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeVar
+
+import psutil
+
+from .errors import Cancelled
+from .protocol import Log, Memory, Progress
+
+T = TypeVar("T")
+MESSAGE_INTERVAL_S = 0.1
+
+
+class Control:
+    """What the engine tells its caller, and how the caller stops it.
+
+    Args:
+        on_message: gets protocol messages (`Progress`, `Log`, `Memory`); None for nobody.
+        is_cancelled: asked between tiles; True stops the job with `Cancelled`.
+    """
+
+    def __init__(
+        self,
+        on_message: Callable[[Any], None] | None = None,
+        is_cancelled: Callable[[], bool] | None = None,
+    ) -> None:
+        self.warnings: list[str] = []
+        self._on_message = on_message
+        self._is_cancelled = is_cancelled
+        self._plan: dict[str, float] = {}
+        self._finished_weight = 0.0
+        self._name, self._total, self._done, self._weight = "", 1, 0, 0.0
+        self._started = time.monotonic()
+        self._said = 0.0
+        self._peak = 0
+
+    def plan(self, stages: dict[str, float]) -> None:
+        """Say which stages will come and how long each takes relative to the others."""
+        whole = sum(stages.values()) or 1.0
+        self._plan = {name: weight / whole for name, weight in stages.items()}
+
+    def stage(self, name: str, total: int, weight: float | None = None) -> None:
+        """Begin a stage of `total` steps; `weight` is its share of the whole where no plan names it."""
+        self.check()
+        self._finished_weight = min(1.0, self._finished_weight + self._weight)
+        self._name, self._total, self._done = name, max(1, total), 0
+        self._weight = self._plan.get(name, weight or 0.0)
+        self._say(force=True)
+
+    def step(self, count: int = 1) -> None:
+        """Report `count` steps done, and stop here if the job was cancelled."""
+        self.check()
+        self._done = min(self._total, self._done + count)
+        self._say(force=self._done >= self._total)
+
+    def steps(self, items: Iterable[T], name: str, total: int, weight: float | None = None) -> Iterator[T]:
+        """Iterate over `items` as the steps of a stage."""
+        self.stage(name, total, weight)
+        for item in items:
+            self.check()
+            yield item
+            self.step()
+
+    def check(self) -> None:
+        """Stop here if the job was cancelled.
+
+        Raises:
+            Cancelled: the caller wants the job to stop.
+        """
+        if self._is_cancelled is not None and self._is_cancelled():
+            raise Cancelled()
+
+    def warn(self, text: str) -> None:
+        """Report a warning once; it also stands in metrics.json and in the report."""
+        if text not in self.warnings:
+            self.warnings.append(text)
+            self._emit(Log("warning", text))
+
+    def info(self, text: str) -> None:
+        """Report a line for the log."""
+        self._emit(Log("info", text))
+
+    def _emit(self, message: Any) -> None:
+        if self._on_message is not None:
+            self._on_message(message)
+
+    def _say(self, force: bool = False) -> None:
+        now = time.monotonic()
+        if self._on_message is None or (not force and now - self._said < MESSAGE_INTERVAL_S):
+            return
+        self._said = now
+        fraction = min(1.0, self._finished_weight + self._weight * self._done / self._total)
+        elapsed = now - self._started
+        eta = elapsed * (1.0 - fraction) / fraction if fraction > 0.02 and elapsed > 0.5 else None
+        self._emit(
+            Progress(
+                self._name,
+                self._done,
+                self._total,
+                round(fraction, 4),
+                None if eta is None else round(eta, 1),
+            )
+        )
+        used = psutil.Process().memory_info().rss
+        self._peak = max(self._peak, used)
+        self._emit(Memory(used, self._peak, psutil.virtual_memory().total))
