@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The sensor's point spread function, centred sampling and interpolation: the one place that knows the PSF.
 
-A coarse pixel `i` covers the fine pixels `[i r, (i + 1) r)`: sampling is centred for even and odd ratios alike.
+A coarse pixel `i` covers the fine pixels `[i r, (i + 1) r)`: sampling is centred
+for even and odd ratios alike.
 The PSF is a Gaussian given by the gain of its modulation transfer function (MTF) at the coarse grid's Nyquist
 frequency. Filters, decimation and interpolation are separable and linear, so each is a pair of small matrices
 (one for rows, one for columns) built in scene coordinates: a tile gets the same numbers as the whole scene.
@@ -135,7 +136,7 @@ def coarse_support(fine: Range, ratio: int, coarse_size: int, reach: int = INTER
 
 
 def separable(rows: Tensor, cols: Tensor, image: Tensor) -> Tensor:
-    """Return `rows @ image @ cols.T` for `[..., rows, cols]`; the smaller intermediate result is made first."""
+    """Return `rows @ image @ cols.T` for `[..., rows, cols]`, the cheaper side first."""
     rows, cols = rows.to(image.device), cols.to(image.device)
     if rows.shape[0] * image.shape[-1] <= image.shape[-2] * cols.shape[0]:
         return torch.matmul(torch.matmul(rows, image), cols.T)
