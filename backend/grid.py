@@ -85,7 +85,7 @@ class PairGrid:
         note = (
             "the HS grid nests in the guide's grid: HS values are used as they are"
             if self.nested
-            else f"the HS image was resampled once (cubic) to pixels of {self.ratio} x {self.ratio} guide pixels"
+            else f"the HS image was resampled once (cubic): one pixel is {self.ratio} x {self.ratio} guide pixels"
         )
         return {
             "ratio": self.ratio,
@@ -210,8 +210,8 @@ class _PixelMap:
     """Maps HS pixel coordinates to guide pixel coordinates (col, row of pixel corners)."""
 
     def __init__(self, hs: _Placed, guide: _Placed) -> None:
-        self.same_crs = hs.crs is None or guide.crs is None or hs.crs == guide.crs
         self._hs, self._guide = hs, guide
+        self.same_crs = hs.crs is None or guide.crs is None or hs.crs == guide.crs or self._same_coordinates()
         try:
             self._inverse = ~guide.transform
         except Exception as error:
@@ -219,6 +219,18 @@ class _PixelMap:
                 "the guide's geotransform cannot be inverted", "georeference the guide again"
             ) from error
         self.affine = self._inverse * hs.transform if self.same_crs else None
+
+    def _same_coordinates(self) -> bool:
+        """Two spellings of one CRS: the HS image's corners stay where they are to 1e-4 of a guide pixel."""
+        w, h = self._hs.width, self._hs.height
+        x, y = self._hs.transform * (np.array([0.0, w, 0.0, w]), np.array([0.0, 0.0, h, h]))
+        try:
+            moved = transform_coordinates(self._hs.crs, self._guide.crs, x.tolist(), y.tolist())
+        except (CRSError, ValueError):
+            return False
+        shift = np.abs(np.array(moved) - np.array([x, y])).max()
+        t = self._guide.transform
+        return bool(np.isfinite(shift) and shift < 1e-4 * min(math.hypot(t.a, t.d), math.hypot(t.b, t.e)))
 
     def __call__(self, cols: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         if self.affine is not None:
@@ -246,7 +258,7 @@ class _PixelMap:
         return float(math.sqrt(abs((u[1] - u[0]) * (v[2] - v[0]) - (u[2] - u[0]) * (v[1] - v[0]))))
 
     def nesting(self, ratio: int, hs: _Placed) -> tuple[int, int, bool]:
-        """Return the guide pixel (col, row) at the coarse grid's origin, and whether HS values fit it as is."""
+        """Return the coarse grid's origin as guide pixel (col, row), and whether HS values fit it as is."""
         u, v = self.outline()
         if self.affine is not None:
             a = self.affine

@@ -67,7 +67,7 @@ class RasterSource(Source):
         self.rows, self.cols = shape
         self.indices = list(range(dataset.count)) if band_indices is None else list(band_indices)
         self.bands = len(self.indices)
-        self._nodata = dataset.nodata
+        self._nodata = _representable(dataset.nodata, dataset.dtypes[0])
         flags = {flag for band in dataset.mask_flag_enums for flag in band}
         self._mask_band = bool(flags & {MaskFlags.per_dataset, MaskFlags.alpha})
 
@@ -111,10 +111,20 @@ class RasterSource(Source):
         """Return which samples are data: no nodata value, finite, and not masked."""
         valid = np.isfinite(raw) if raw.dtype.kind == "f" else np.ones(raw.shape, bool)
         if self._nodata is not None and not math.isnan(self._nodata):
-            valid &= raw != np.asarray(self._nodata).astype(raw.dtype)
+            valid &= raw != raw.dtype.type(self._nodata)
         if mask is not None:
             valid &= mask[None]
         return valid
+
+
+def _representable(nodata: float | None, dtype: str) -> float | None:
+    """Return the nodata value, or None when no pixel of this dtype can hold it (-9999 in uint16)."""
+    if nodata is None or np.dtype(dtype).kind == "f":
+        return nodata
+    if not math.isfinite(nodata) or nodata != int(nodata):
+        return None
+    limits = np.iinfo(dtype)
+    return nodata if limits.min <= nodata <= limits.max else None
 
 
 class DegradedSource(Source):

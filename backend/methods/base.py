@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The one interface of every fusion method, classical or learned."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from ..control import Control
+from ..degradation import INTERPOLATION_REACH
+from ..errors import ErrorCode, HyperSharpError
+from ..scene import Scene, Tile
+
+
+class FusionMethod(ABC):
+    """A fusion method: one look at the whole scene at coarse resolution, then tile by tile.
+
+    Subclasses set `defaults` (their options) and, when they look further than interpolation does, `halo`.
+
+    Args:
+        parameters: the method's own options; unknown ones are refused.
+    """
+
+    defaults: ClassVar[Mapping[str, Any]] = {}
+    """Options by name, with their default values."""
+    halo: int = INTERPOLATION_REACH
+    """Coarse pixels around a tile that its values depend on."""
+
+    def __init__(self, parameters: Mapping[str, Any] | None = None) -> None:
+        unknown = sorted(set(parameters or {}) - set(self.defaults))
+        if unknown:
+            known = ", ".join(self.defaults) or "none"
+            raise HyperSharpError(
+                f"unknown method option {', '.join(unknown)}", f"its options are: {known}", ErrorCode.USAGE
+            )
+        self.parameters: dict[str, Any] = {**self.defaults, **(parameters or {})}
+
+    @abstractmethod
+    def fit(self, scene: Scene, control: Control) -> None:
+        """Learn from the whole scene at coarse resolution what the tiles will need (weights, gains)."""
+
+    @abstractmethod
+    def fuse(self, tile: Tile) -> Tensor:
+        """Return the fused tile, `[bands, rows, cols]`, in the HS image's units.
+
+        Depends on nothing but the tile and what `fit` learned, so that tiling cannot be seen.
+        """
+
+    def describe(self) -> dict[str, Any]:
+        """Return what `fit` learned that a person wants to see in the report (JSON-ready)."""
+        return {}
