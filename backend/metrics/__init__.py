@@ -1,2 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The quality indices, one a file, all behind `base.Metric`."""
+"""The quality indices, one a file, all behind `base.Metric`; see docs/metrics.md for what each one is."""
+
+from .base import Metric, MetricInfo, MetricValue
+from .sets import FULL_REFERENCE, FullReferenceSet, describe
+
+__all__ = ["FULL_REFERENCE", "FullReferenceSet", "Metric", "MetricInfo", "MetricValue", "describe"]

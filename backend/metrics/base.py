@@ -1,17 +1,18 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What every quality index is: a class that is reset, updated tile by tile, and computed once.
 
-Arrays are `[bands, rows, cols]`, masks are `[rows, cols]` and True where a pixel is valid. Tiles do not overlap
-in their cores, and a core starts at a multiple of 32 pixels, so that block indices see the same blocks however
-the scene is cut. What lies under the mask never enters any arithmetic.
+Arrays are `[bands, rows, cols]`, masks are `[rows, cols]` and True where a pixel is valid. Tiles do not
+overlap in their cores, and a core starts at a multiple of 32 pixels, so that block indices see the same
+blocks however the scene is cut. What lies under the mask never enters any arithmetic.
 """
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar, Optional
+from typing import Any, Callable, ClassVar, Optional
 
 import torch
 from torch import Tensor
@@ -25,6 +26,10 @@ BLOCK = 32
 """Side of the blocks of UIQI and Q2n and of all full-resolution indices on the coarse grid, in pixels."""
 MIN_BLOCK_PIXELS = 64
 """A block with fewer valid pixels is left out (8 x 8 is the smallest window of Wang and Bovik)."""
+CHUNK_VALUES = 1_000_000
+"""Values of one image that are worked on at once on a CPU."""
+CHUNK_VALUES_CUDA = 64_000_000
+"""The same on a CUDA device."""
 RELATIVE_ZERO = 1e-6
 """A spread (or mean) this small beside the values themselves is float32 rounding, hence zero."""
 
@@ -75,7 +80,7 @@ class Metric(ABC):
         range: the values that it can take, with the unit.
         source: the paper.
 
-    `halo` is the context in pixels that a tile needs around its core (on the fine grid for no-reference indices).
+    `halo` is the context in pixels that a tile needs around its core (fine pixels for no-reference indices).
     """
 
     key: ClassVar[str]
@@ -115,11 +120,13 @@ class FullReferenceMetric(Metric):
         Raises:
             HyperSharpError: shapes or dtypes that do not fit.
         """
-        self.update_tile(PairTile(fused, reference, mask, core))
+        tile = PairTile(fused, reference, mask, core)
+        for part in tile.chunks() if self.halo == 0 else (tile,):
+            self.update_tile(part)
 
     @abstractmethod
     def update_tile(self, tile: PairTile) -> None:
-        """Add a tile whose intermediate results are shared with other indices."""
+        """Add a tile (a chunk of one, for an index without halo) whose results other indices share."""
 
 
 class NoReferenceMetric(Metric):
@@ -162,9 +169,10 @@ class NoReferenceMetric(Metric):
             fused: `[bands, rows, cols]`, the fused image on the fine grid, core and halo.
             guide: `[guide bands, rows, cols]`, the guide on the same pixels.
             mask: `[rows, cols]` bool, valid pixels of both.
-            fused_lr: `[bands, coarse rows, coarse cols]`, the fused image degraded to the coarse grid (core only).
+            fused_lr: `[bands, coarse rows, coarse cols]`, the fused image degraded to the coarse grid,
+                core only.
             hs: the original HS image on the same pixels.
-            guide_lr: `[guide bands, coarse rows, coarse cols]`, the guide degraded to the coarse grid.
+            guide_lr: `[guide bands, coarse rows, coarse cols]`, the guide degraded likewise.
             mask_lr: `[coarse rows, coarse cols]` bool, valid pixels of all three.
             core: (row, column) slices of the fine tile's core; None for the whole tile.
 
@@ -217,7 +225,20 @@ class PairTile:
         """The valid pixels of the part that counts, `[rows, cols]`."""
         return self.mask[self.core]
 
-    def shared(self, name: str, make: Any) -> Any:
+    def chunks(self) -> Iterator[PairTile]:
+        """Yield the core in pieces of whole blocks, so small that float64 copies fit a CPU's cache."""
+        fused, reference, mask = self.fused_core, self.reference_core, self.mask_core
+        limit = CHUNK_VALUES_CUDA if fused.is_cuda else CHUNK_VALUES
+        blocks = max(1, limit // (self.bands * BLOCK * BLOCK))
+        rows, cols = mask.shape
+        width = BLOCK * min(blocks, math.ceil(cols / BLOCK))
+        height = BLOCK * max(1, blocks * BLOCK // width)
+        for row in range(0, rows, height):
+            for col in range(0, cols, width):
+                part = (slice(row, row + height), slice(col, col + width))
+                yield PairTile(fused[:, part[0], part[1]], reference[:, part[0], part[1]], mask[part])
+
+    def shared(self, name: str, make: Callable[[Any], Any]) -> Any:
         """Return what `make(self)` returned the first time that `name` was asked for."""
         if name not in self._shared:
             self._shared[name] = make(self)
@@ -263,8 +284,8 @@ class ResolutionTile:
         coarse = tuple(mask_lr.shape)
         if (math.ceil(rows / ratio), math.ceil(cols / ratio)) != coarse:
             raise HyperSharpError(
-                f"a core of {rows} x {cols} pixels at ratio {ratio} does not lie on {coarse[0]} x {coarse[1]} "
-                "coarse pixels",
+                f"a core of {rows} x {cols} pixels at ratio {ratio} does not lie on "
+                f"{coarse[0]} x {coarse[1]} coarse pixels",
                 "give the coarse tile of the same ground",
             )
         if assignment is None:
