@@ -2,6 +2,15 @@
 """The quality indices, one a file, all behind `base.Metric`; see docs/metrics.md for what each one is."""
 
 from .base import Metric, MetricInfo, MetricValue
-from .sets import FULL_REFERENCE, FullReferenceSet, describe
+from .sets import FULL_REFERENCE, NO_REFERENCE, FullReferenceSet, NoReferenceSet, describe
 
-__all__ = ["FULL_REFERENCE", "FullReferenceSet", "Metric", "MetricInfo", "MetricValue", "describe"]
+__all__ = [
+    "FULL_REFERENCE",
+    "NO_REFERENCE",
+    "FullReferenceSet",
+    "Metric",
+    "MetricInfo",
+    "MetricValue",
+    "NoReferenceSet",
+    "describe",
+]

@@ -139,6 +139,8 @@ class NoReferenceMetric(Metric):
     """
 
     full_reference: ClassVar[bool] = False
+    needs_pairs: ClassVar[bool] = False
+    """Needs the covariances of all pairs of bands."""
 
     def __init__(self, ratio: int, assignment: Optional[Tensor] = None) -> None:
         if ratio < 2:

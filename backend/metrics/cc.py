@@ -26,4 +26,4 @@ class CC(BandwiseMetric):
         flat = m.ss_f <= m.count * (RELATIVE_ZERO * m.mean_f) ** 2
         product = torch.where(flat, torch.ones_like(m.ss_f), m.ss_f).sqrt() * m.ss_r.sqrt()
         values = torch.where(flat, torch.zeros_like(m.cross), (m.cross / product).clamp(-1, 1))
-        return band_result(m, values, counted=((flat, "the fused band is constant, counted as 0"),))
+        return band_result(m.state(), values, counted=((flat, "the fused band is constant, counted as 0"),))

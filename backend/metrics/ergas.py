@@ -43,4 +43,4 @@ class ERGAS(BandwiseMetric):
         mean = torch.where(zero, torch.ones_like(m.mean_r), m.mean_r.abs())
         values = 100 / self.ratio * torch.sqrt(m.sse / pixels) / mean
         skipped = ((zero, "mean 0 in the reference"),)
-        return band_result(m, values, skipped, combine=lambda v: v.square().mean().sqrt())
+        return band_result(m.state(), values, skipped, combine=lambda v: v.square().mean().sqrt())

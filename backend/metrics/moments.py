@@ -78,21 +78,29 @@ class BandMoments:
             torch.maximum(self.max_r, other.max_r),
         )
 
-    @property
-    def unusable(self) -> Tensor:
-        """Bands whose reference holds NaN or infinity under valid pixels, `[bands]` bool."""
-        return ~torch.isfinite(self.ss_r)
+    def state(self) -> BandState:
+        """Return which bands can be judged."""
+        return BandState(bool(self.count > 0), ~torch.isfinite(self.ss_r), is_flat(self.min_r, self.max_r))
 
-    @property
-    def constant(self) -> Tensor:
-        """Bands whose reference is constant, `[bands]` bool."""
-        size = torch.maximum(self.min_r.abs(), self.max_r.abs())
-        return (self.max_r - self.min_r <= RELATIVE_ZERO * size) & ~self.unusable
 
-    @property
-    def broken(self) -> Tensor:
-        """Bands where only the fused image holds NaN or infinity under valid pixels, `[bands]` bool."""
-        return ~torch.isfinite(self.ss_f) & ~self.unusable
+@dataclass
+class BandState:
+    """Which bands an image can be judged in.
+
+    Attributes:
+        any_pixel: there is a valid pixel at all.
+        unusable: bands whose reference holds NaN or infinity under valid pixels, `[bands]` bool.
+        constant: bands whose reference is constant, `[bands]` bool.
+    """
+
+    any_pixel: bool
+    unusable: Tensor
+    constant: Tensor
+
+
+def is_flat(least: Tensor, largest: Tensor) -> Tensor:
+    """Return where a range is zero but for float32 rounding."""
+    return largest - least <= RELATIVE_ZERO * torch.maximum(least.abs(), largest.abs())
 
 
 def to_blocks(cube: Tensor, size: int = BLOCK) -> Tensor:
@@ -195,7 +203,7 @@ def mean_of(values: Tensor) -> Tensor:
 
 
 def band_result(
-    moments: Optional[BandMoments],
+    state: Optional[BandState],
     values: Optional[Tensor],
     skipped: tuple[tuple[Tensor, str], ...] = (),
     counted: tuple[tuple[Tensor, str], ...] = (),
@@ -204,19 +212,19 @@ def band_result(
     """Return one value from the bands' values, with the bands left out and why.
 
     Args:
-        moments: of all tiles; None or empty gives no value.
+        state: of all tiles; None or without pixels gives no value.
         values: `[bands]` float64, one for each band, NaN where undefined.
         skipped: more bands to leave out (`[bands]` bool), each with the reason.
         counted: bands that count by a convention, each with the words for it.
         combine: from the values of the bands that count to one.
     """
-    if moments is None or values is None or moments.count == 0:
+    if state is None or values is None or not state.any_pixel:
         return MetricValue(None, NO_PIXELS)
     notes = []
-    left_out = torch.zeros_like(moments.unusable)
+    left_out = torch.zeros_like(state.unusable)
     for bands, why in (
-        (moments.unusable, "reference holds NaN or infinity under valid pixels"),
-        (moments.constant, "constant in the reference"),
+        (state.unusable, "reference holds NaN or infinity under valid pixels"),
+        (state.constant, "constant in the reference"),
         *skipped,
     ):
         bands = bands & ~left_out
@@ -227,7 +235,7 @@ def band_result(
     notes += [f"{bands_text(bands & counts)}: {why}" for bands, why in counted if (bands & counts).any()]
     finite = torch.isfinite(values) & counts
     per_band = [float(v) if ok else None for v, ok in zip(values.tolist(), finite.tolist())]
-    broken = (moments.broken | ~torch.isfinite(values)) & counts
+    broken = ~torch.isfinite(values) & counts
     if broken.any():
         notes.insert(0, f"the fused image holds NaN or infinity under valid pixels in {bands_text(broken)}")
         return MetricValue(None, "; ".join(notes), per_band)

@@ -34,4 +34,4 @@ class PSNR(BandwiseMetric):
             (m.max_r <= 0, "the reference has no positive peak"),
             (identical, "identical to the reference, PSNR is unbounded"),
         )
-        return band_result(m, values, skipped)
+        return band_result(m.state(), values, skipped)

@@ -24,4 +24,4 @@ class RMSE(BandwiseMetric):
         if m is None:
             return band_result(None, None)
         values = torch.sqrt(m.sse / m.count.clamp(min=1))
-        return band_result(m, values, combine=lambda rmse: rmse.square().mean().sqrt())
+        return band_result(m.state(), values, combine=lambda rmse: rmse.square().mean().sqrt())
