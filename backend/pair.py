@@ -1,0 +1,239 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Opening a pair: both inputs checked, brought to one frame, their bands surveyed, ready as a `Scene`."""
+
+from __future__ import annotations
+
+import warnings
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from types import TracebackType
+
+import rasterio
+import torch
+from rasterio.errors import NotGeoreferencedWarning
+
+from .control import Control
+from .errors import HyperSharpError
+from .grid import PairGrid, pair_grid
+from .io.raster import RasterInfo, check_readable, check_roles, open_input
+from .io.source import RasterSource, guide_source, hs_source
+from .io.wavelengths import BandTable
+from .scene import COARSE_TILE, Scene, tile_windows
+
+MIN_VALID_SHARE = 0.5
+"""A band that is valid in less than this share of the pixels that have any data counts as empty."""
+FEW_PIXELS = 100
+"""Fewer valid coarse pixels than this make every statistic doubtful."""
+
+
+@dataclass
+class BandSurvey:
+    """Which HS bands can be used.
+
+    Attributes:
+        usable: indices (from 0) of the bands that the method gets.
+        empty: without (enough) data: they come out as nodata where they are.
+        constant: one value everywhere: interpolated.
+        bad: marked as bad by the producer: interpolated.
+        valid_pixels: coarse pixels with data in every usable band.
+        partly_masked: some coarse pixel of the frame has no data.
+    """
+
+    usable: list[int]
+    empty: list[int] = field(default_factory=list)
+    constant: list[int] = field(default_factory=list)
+    bad: list[int] = field(default_factory=list)
+    valid_pixels: int = 0
+    partly_masked: bool = False
+
+    @property
+    def passed_through(self) -> list[int]:
+        """The bands that the method does not get, in order."""
+        return sorted({*self.empty, *self.constant, *self.bad})
+
+
+def survey_bands(source: RasterSource, table: BandTable, control: Control) -> BandSurvey:
+    """Look at every band once, at its own resolution.
+
+    Raises:
+        HyperSharpError: not a single valid value, or fewer than two usable bands.
+    """
+    count = source.bands
+    valid = torch.zeros(count, dtype=torch.int64)
+    low = torch.full((count,), float("inf"))
+    high = torch.full((count,), float("-inf"))
+    any_valid = 0
+    for rows, cols in tile_windows((0, source.rows), (0, source.cols), COARSE_TILE):
+        control.check()
+        values, samples = source.read_samples(rows, cols)
+        valid += samples.sum(dim=(1, 2))
+        any_valid += int(samples.any(dim=0).sum())
+        low = torch.minimum(low, torch.where(samples, values, torch.inf).amin(dim=(1, 2)))
+        high = torch.maximum(high, torch.where(samples, values, -torch.inf).amax(dim=(1, 2)))
+    if any_valid == 0:
+        raise HyperSharpError(
+            "the HS image has no valid pixel in the common area (all nodata)",
+            "check its nodata value, or choose another extent",
+        )
+    survey = BandSurvey([])
+    for band in range(count):
+        if int(valid[band]) < MIN_VALID_SHARE * any_valid:
+            survey.empty.append(band)
+        elif not table.good[band]:
+            survey.bad.append(band)
+        elif low[band] == high[band]:
+            survey.constant.append(band)
+        else:
+            survey.usable.append(band)
+    if len(survey.usable) < 2:
+        raise HyperSharpError(
+            f"only {len(survey.usable)} of {count} HS bands hold usable data",
+            "check the nodata value and the bad-band flags of the HS image",
+        )
+    total = source.rows * source.cols
+    survey.partly_masked = bool(any_valid < total or (valid[survey.usable] < total).any())
+    survey.valid_pixels = int(valid[survey.usable].min())
+    for bands, why in (
+        (survey.empty, "hold no data"),
+        (survey.constant, "hold one value everywhere"),
+        (survey.bad, "are marked as bad"),
+    ):
+        if bands:
+            control.warn(
+                f"{band_names(bands, table)} {why}: not sharpened (interpolated only) and left out of the indices"
+            )
+    return survey
+
+
+def band_names(bands: list[int], table: BandTable) -> str:
+    """Return "bands 3, 17 (513 nm)", shortened when there are many."""
+    shown = [
+        f"{b + 1}" + (f" ({table.wavelength_nm[b]:.0f} nm)" if table.wavelength_nm[b] is not None else "")
+        for b in bands[:8]
+    ]
+    more = f" and {len(bands) - 8} more" if len(bands) > 8 else ""
+    return f"{len(bands)} band{'s' if len(bands) > 1 else ''} ({', '.join(shown)}{more})"
+
+
+class Pair:
+    """Two open inputs in one frame. A context manager: leaving it closes both files.
+
+    Attributes:
+        hs, guide: what is known of the inputs.
+        grid: the common geometry.
+        hs_all: every HS band on the coarse grid.
+        guide_fine: the guide on the fine grid.
+        survey: which bands can be used.
+        scene: the usable bands and the guide, as methods see them.
+    """
+
+    def __init__(
+        self,
+        hs: str,
+        guide: str,
+        *,
+        extent: tuple[float, float, float, float] | None = None,
+        extent_crs: str | None = None,
+        mtf_hs: float,
+        mtf_guide: float,
+        device: torch.device | str = "cpu",
+        seed: int = 0,
+        control: Control,
+    ) -> None:
+        for name, gain in (("HS", mtf_hs), ("guide", mtf_guide)):
+            if not 0.01 <= gain <= 0.99:
+                raise HyperSharpError(
+                    f"the {name} sensor's MTF gain at Nyquist is {gain:g}", "give a number from 0.01 to 0.99"
+                )
+        self._files = ExitStack()
+        with self._files as stack, warnings.catch_warnings():
+            warnings.simplefilter("ignore", NotGeoreferencedWarning)
+            hs_dataset, self.hs = open_input(hs, "HS image")
+            stack.enter_context(hs_dataset)
+            guide_dataset, self.guide = open_input(guide, "guide")
+            stack.enter_context(guide_dataset)
+            check_roles(self.hs, self.guide)
+            self.grid: PairGrid = pair_grid(self.hs, self.guide, extent, extent_crs)
+            check_readable(hs_dataset, self.hs)
+            check_readable(guide_dataset, self.guide)
+            for text in (*self.hs.bands.warnings, *self.grid.warnings):
+                control.warn(text)
+            self.hs_all = hs_source(hs_dataset, self.hs, self.grid)
+            if not self.grid.nested:
+                stack.enter_context(self.hs_all.dataset)
+            self.guide_fine = guide_source(guide_dataset, self.guide, self.grid)
+            if self.guide_fine.bands == 0:
+                raise HyperSharpError("the guide has no band but an alpha channel", "choose another guide")
+            self.survey = survey_bands(self.hs_all, self.hs.bands, control)
+            usable = self.survey.usable
+            self.scene = Scene(
+                self.hs_all.take(usable),
+                self.guide_fine,
+                self.grid.ratio,
+                mtf_hs,
+                mtf_guide,
+                [self.hs.bands.wavelength_nm[i] for i in usable],
+                [self.guide.bands.wavelength_nm[i] for i in self.guide_fine.indices],
+                device,
+                seed,
+            )
+            self._check_guide(control)
+            self._files = stack.pop_all()
+
+    def _check_guide(self, control: Control) -> None:
+        """Look at the guide at coarse resolution.
+
+        Raises:
+            HyperSharpError: no pixel is valid in both inputs.
+        """
+        try:
+            statistics = self.scene.statistics(self.scene.mtf_hs, control)
+        except ValueError as error:
+            raise HyperSharpError(
+                "no pixel is valid in both the HS image and the guide",
+                "check their nodata values and that they cover the same ground",
+            ) from error
+        if statistics.count < FEW_PIXELS:
+            control.warn(
+                f"only {statistics.count} coarse pixels are valid in both inputs: gains and indices are uncertain"
+            )
+        variance = statistics.guide_covariance.diagonal()
+        flat = [i + 1 for i, v in enumerate(variance.tolist()) if v <= 0]
+        if flat:
+            control.warn(
+                f"guide band {', '.join(map(str, flat))} holds one value everywhere: it has no detail to give"
+            )
+
+    @property
+    def may_be_masked(self) -> bool:
+        """Some output pixel may come out as nodata."""
+        rows, cols = self.guide.height, self.guide.width
+        outside = (
+            self.grid.guide_row < 0
+            or self.grid.guide_col < 0
+            or self.grid.guide_row + self.grid.shape[0] > rows
+            or self.grid.guide_col + self.grid.shape[1] > cols
+        )
+        float_guide = self.guide.dtype.startswith("float")
+        return (
+            self.survey.partly_masked
+            or self.guide.has_mask
+            or float_guide
+            or outside
+            or bool(self.survey.empty)
+        )
+
+    def __enter__(self) -> Pair:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._files.close()
+
+
+def open_fused(path: str) -> tuple[rasterio.DatasetReader, RasterInfo]:
+    """Open an already fused raster."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        return open_input(path, "fused image")
