@@ -1,0 +1,244 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What HyperSharp's algorithms have in common: help, parameters, and the way to the worker."""
+
+from __future__ import annotations
+
+from html import escape
+from typing import Any, ClassVar, Optional
+
+from qgis.core import (
+    QgsProcessingAlgorithm,
+    QgsProcessingContext,
+    QgsProcessingException,
+    QgsProcessingFeedback,
+    QgsProcessingParameterDefinition,
+    QgsProcessingParameterEnum,
+    QgsProcessingParameterNumber,
+    QgsRasterLayer,
+)
+from qgis.PyQt.QtCore import QUrl
+from qgis.PyQt.QtGui import QIcon
+
+from ...backend import protocol
+from ...backend.errors import Cancelled, HyperSharpError
+from ...backend.job import DEFAULT_MTF_GUIDE, DEFAULT_MTF_HS, Job
+from .. import environment, log, settings, worker_process
+from ..log import tr
+
+TAGS = (
+    "hyperspectral",
+    "pansharpening",
+    "pan-sharpening",
+    "sharpening",
+    "fusion",
+    "super-resolution",
+    "panchromatic",
+    "multispectral",
+)
+HELP_PAGE = environment.PACKAGE_FOLDER / "resources" / "help" / "index.html"
+
+
+class HyperSharpAlgorithm(QgsProcessingAlgorithm):
+    """Base of the algorithms: a thin adapter from parameters to a job.
+
+    A subclass gives NAME, TITLE, SUMMARY and HELP (parameter name to text; a missing one fails a test), adds its
+    parameters through `add`, and implements `build_job` and `results_of`.
+    """
+
+    NAME: ClassVar[str]
+    TITLE: ClassVar[str]
+    SUMMARY: ClassVar[str]
+    HELP: ClassVar[dict[str, str]]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._job: Optional[Job] = None
+
+    def name(self) -> str:
+        """Return the fixed id."""
+        return self.NAME
+
+    def displayName(self) -> str:
+        """Return the name shown to people."""
+        return tr(self.TITLE)
+
+    def group(self) -> str:
+        """Return the group shown to people: none, the provider has few algorithms."""
+        return ""
+
+    def groupId(self) -> str:
+        """Return the fixed id of the group."""
+        return ""
+
+    def icon(self) -> QIcon:
+        """Return the icon."""
+        return QIcon(str(environment.PACKAGE_FOLDER / "resources" / "icons" / "hypersharp.svg"))
+
+    def tags(self) -> list[str]:
+        """Return words to find the algorithm by."""
+        return list(TAGS)
+
+    def shortDescription(self) -> str:
+        """Return the tooltip."""
+        return tr(self.SUMMARY)
+
+    def shortHelpString(self) -> str:
+        """Return the help: a paragraph for each parameter."""
+        parts = [f"<p>{escape(tr(self.SUMMARY))}</p>"]
+        for definition in self.parameterDefinitions():
+            text = self.HELP.get(definition.name(), "")
+            parts.append(f"<p><b>{escape(definition.description())}</b><br>{escape(tr(text))}</p>")
+        return "".join(parts)
+
+    def helpUrl(self) -> str:
+        """Return the address of the help that ships with the plugin."""
+        return QUrl.fromLocalFile(str(HELP_PAGE)).toString() + f"#{self.NAME}"
+
+    def createInstance(self) -> QgsProcessingAlgorithm:
+        """Return a new instance."""
+        return type(self)()
+
+    def canExecute(self) -> Any:
+        """Say whether an interpreter for the worker is named; what it holds is looked at when it runs."""
+        try:
+            environment.locate()
+        except HyperSharpError as error:
+            return False, log.sentence(error)
+        return True, ""
+
+    def add(self, definition: QgsProcessingParameterDefinition, advanced: bool = False) -> None:
+        """Add a parameter with its help."""
+        definition.setHelp(tr(self.HELP[definition.name()]))
+        if advanced:
+            definition.setFlags(definition.flags() | QgsProcessingParameterDefinition.Flag.FlagAdvanced)
+        self.addParameter(definition)
+
+    def add_device(self) -> None:
+        """Add DEVICE."""
+        self.add(
+            enum_parameter("DEVICE", tr("Device"), list(settings.DEVICES), "auto"),
+        )
+
+    def add_run_options(self) -> None:
+        """Add the advanced parameters that every scoring run takes: MEMORY, SEED, MTF_HS, MTF_GUIDE."""
+        real = QgsProcessingParameterNumber.Type.Double
+        whole = QgsProcessingParameterNumber.Type.Integer
+        memory = QgsProcessingParameterNumber(
+            "MEMORY", tr("Memory bound [GB]"), real, settings.memory_gb(), False, 0.5, 1024
+        )
+        self.add(memory, advanced=True)
+        self.add(
+            QgsProcessingParameterNumber("SEED", tr("Seed"), whole, 0, False, 0, 2**31 - 1), advanced=True
+        )
+        for name, text, default in (
+            ("MTF_HS", tr("MTF of the hyperspectral sensor at Nyquist"), DEFAULT_MTF_HS),
+            ("MTF_GUIDE", tr("MTF of the guide's sensor at Nyquist"), DEFAULT_MTF_GUIDE),
+        ):
+            self.add(
+                QgsProcessingParameterNumber(name, text, real, default, False, 0.01, 0.99), advanced=True
+            )
+
+    def raster(self, parameters: dict[str, Any], name: str, context: QgsProcessingContext) -> QgsRasterLayer:
+        """Return a raster parameter's layer.
+
+        Raises:
+            QgsProcessingException: there is none.
+        """
+        layer = self.parameterAsRasterLayer(parameters, name, context)
+        if layer is None:
+            raise QgsProcessingException(self.invalidRasterError(parameters, name))
+        return layer
+
+    def prepareAlgorithm(
+        self, parameters: dict[str, Any], context: QgsProcessingContext, feedback: QgsProcessingFeedback
+    ) -> bool:
+        """Turn the parameters into a job, on the main thread: layers must not be touched later."""
+        try:
+            self._job = self.build_job(parameters, context)
+        except HyperSharpError as error:
+            raise QgsProcessingException(log.sentence(error)) from error
+        return True
+
+    def processAlgorithm(
+        self, parameters: dict[str, Any], context: QgsProcessingContext, feedback: QgsProcessingFeedback
+    ) -> dict[str, Any]:
+        """Run the job in the worker."""
+        talk = FeedbackTalk(feedback)
+        try:
+            result = worker_process.run_job(self._job, talk, feedback.isCanceled)
+        except Cancelled as error:
+            raise QgsProcessingException(tr("Cancelled: nothing was written.")) from error
+        except HyperSharpError as error:
+            raise QgsProcessingException(log.sentence(error)) from error
+        return self.results_of(result, parameters, context)
+
+    def build_job(self, parameters: dict[str, Any], context: QgsProcessingContext) -> Job:
+        """Return the job for the parameters (main thread)."""
+        raise NotImplementedError
+
+    def results_of(
+        self, result: protocol.Result, parameters: dict[str, Any], context: QgsProcessingContext
+    ) -> dict[str, Any]:
+        """Return Processing's results for the worker's (worker thread)."""
+        raise NotImplementedError
+
+
+class FeedbackTalk:
+    """Passes what the worker says on to Processing's feedback."""
+
+    def __init__(self, feedback: QgsProcessingFeedback) -> None:
+        self._feedback = feedback
+        self._stage = ""
+
+    def __call__(self, message: Any) -> None:
+        """Take one message."""
+        if isinstance(message, protocol.Progress):
+            self._feedback.setProgress(100.0 * message.fraction)
+            left = "" if message.eta_s is None else f" ({duration(message.eta_s)} left)"
+            if message.stage != self._stage:
+                self._stage = message.stage
+                self._feedback.setProgressText(message.stage[:1].upper() + message.stage[1:] + left)
+        elif isinstance(message, protocol.Log):
+            if message.level == "warning":
+                self._warn(message.text)
+            elif message.level == "debug":
+                self._feedback.pushDebugInfo(message.text)
+            else:
+                self._feedback.pushInfo(message.text)
+        elif isinstance(message, protocol.Hello):
+            versions = ", ".join(f"{name} {version}" for name, version in message.versions.items())
+            self._feedback.pushDebugInfo(f"worker: {versions}; device {message.device}")
+
+    def _warn(self, text: str) -> None:
+        self._feedback.pushWarning(text)
+
+
+def enum_parameter(
+    name: str, description: str, options: list[str], default: str
+) -> QgsProcessingParameterEnum:
+    """Return a choice whose values are words, so that scripts read well and new choices shift nothing."""
+    return QgsProcessingParameterEnum(
+        name,
+        description,
+        options,
+        allowMultiple=False,
+        defaultValue=default,
+        optional=False,
+        usesStaticStrings=True,
+    )
+
+
+def duration(seconds: float) -> str:
+    """Return a time span as people say it, e.g. "about 2 min"."""
+    if seconds < 1.5:
+        return "about 1 s"
+    if seconds < 90:
+        return f"about {seconds:.0f} s"
+    if seconds < 5400:
+        return f"about {seconds / 60:.0f} min"
+    return f"about {seconds / 3600:.1f} h"
+
+
+def index_values(metrics: dict[str, Any], protocol_name: str) -> dict[str, Any]:
+    """Return the fused image's indices under a protocol; empty where it was not run."""
+    return (metrics.get(protocol_name) or {}).get("fused") or {}

@@ -1,0 +1,235 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""`hypersharp:fuse`: a hyperspectral raster and a finer guide in, a fine hyperspectral raster out."""
+
+from __future__ import annotations
+
+from typing import Any, Optional
+
+from qgis.core import (
+    QgsProcessing,
+    QgsProcessingContext,
+    QgsProcessingFeedback,
+    QgsProcessingLayerPostProcessorInterface,
+    QgsProcessingOutputNumber,
+    QgsProcessingParameterBoolean,
+    QgsProcessingParameterExtent,
+    QgsProcessingParameterFileDestination,
+    QgsProcessingParameterNumber,
+    QgsProcessingParameterRasterDestination,
+    QgsProcessingParameterRasterLayer,
+    QgsProcessingParameterString,
+    QgsRasterLayer,
+    QgsReferencedRectangle,
+)
+
+from ...backend import protocol
+from ...backend.errors import HyperSharpError
+from ...backend.job import COMPRESSIONS, DEFAULT_METHOD, DTYPES, FuseJob
+from ...backend.registry import METHODS, method_ids
+from .. import api, layers, log, pair
+from ..log import tr
+from ..rasters import read_facts
+from .base import HyperSharpAlgorithm, enum_parameter, index_values
+
+_METHOD_LIST = " ".join(f"{info.id}: {info.title}. {info.summary}" for info in METHODS.values())
+
+
+class FuseAlgorithm(HyperSharpAlgorithm):
+    """Fuse a hyperspectral raster with a finer panchromatic or multispectral one."""
+
+    NAME = "fuse"
+    TITLE = "Fuse hyperspectral with PAN or multispectral"
+    SUMMARY = (
+        "Fuses a coarse hyperspectral raster with a finer panchromatic or multispectral one into a fine "
+        "hyperspectral raster on the finer one's grid, and says how good the result is."
+    )
+    HELP = {
+        "SPECTRAL": "The coarse raster with many bands, at least 4.",
+        "GUIDE": "The finer raster: panchromatic (one band) or multispectral. Its grid becomes the result's.",
+        "METHOD": f"How to fuse. {_METHOD_LIST}",
+        "EXTENT": "Only fuse this area, snapped to the guide's pixels. Empty: the area that both layers cover.",
+        "DEVICE": "Where to compute: auto takes a CUDA device when there is one that works, else the CPU.",
+        "WEIGHTS": "Learned methods: name or folder of the weights. Empty: the method's own default.",
+        "ADAPT_STEPS": "Learned methods: training steps on this pair before fusing. 0: none.",
+        "DTYPE": (
+            "Pixel type of the result: same as the hyperspectral raster's (rounded and clipped to its range), "
+            "or float32."
+        ),
+        "MEMORY": "Upper bound of the working memory in GiB, whatever the size of the rasters.",
+        "TILE_SIZE": "Side of the tiles that are worked on, in pixels of the guide. 0: chosen from the memory bound.",
+        "SEED": "Seed of every random number of the run: the same seed gives the same result.",
+        "MTF_HS": (
+            "Gain of the hyperspectral sensor's modulation transfer function at its Nyquist frequency, "
+            "between 0 and 1; 0.3 is usual."
+        ),
+        "MTF_GUIDE": "The same gain of the guide's sensor; 0.2 is usual.",
+        "COMPRESS": "Compression of the GeoTIFF; all are lossless.",
+        "OVERVIEWS": "Build overviews into the GeoTIFF, for fast display of large results.",
+        "ASSESS": (
+            "Compute quality indices at reduced resolution (Wald's protocol: PSNR, SAM, ERGAS) and at full "
+            "resolution (HQNR), beside plain interpolation as control. It about doubles the time."
+        ),
+        "OUTPUT": "The fused GeoTIFF.",
+        "REPORT": "A self-contained HTML page: indices, quick-looks, spectra, parameters, warnings.",
+        "METRICS": "The indices and everything else that is known of the run, as JSON.",
+    }
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._source: Optional[layers.FusedSource] = None
+
+    def initAlgorithm(self, _configuration: Optional[dict[str, Any]] = None) -> None:
+        """Declare parameters and outputs."""
+        whole = QgsProcessingParameterNumber.Type.Integer
+        self.add(QgsProcessingParameterRasterLayer("SPECTRAL", tr("Hyperspectral layer")))
+        self.add(QgsProcessingParameterRasterLayer("GUIDE", tr("Guide layer (PAN or multispectral)")))
+        self.add(enum_parameter("METHOD", tr("Method"), method_ids(), DEFAULT_METHOD))
+        self.add(QgsProcessingParameterExtent("EXTENT", tr("Extent"), optional=True))
+        self.add_device()
+        self.add(QgsProcessingParameterString("WEIGHTS", tr("Weights"), optional=True), advanced=True)
+        self.add(
+            QgsProcessingParameterNumber("ADAPT_STEPS", tr("Adaptation steps"), whole, 0, False, 0, 100_000),
+            advanced=True,
+        )
+        self.add(enum_parameter("DTYPE", tr("Pixel type"), list(DTYPES), "same"), advanced=True)
+        self.add(
+            QgsProcessingParameterNumber("TILE_SIZE", tr("Tile size"), whole, 0, False, 0, 16_384),
+            advanced=True,
+        )
+        self.add_run_options()
+        self.add(enum_parameter("COMPRESS", tr("Compression"), list(COMPRESSIONS), "deflate"), advanced=True)
+        self.add(QgsProcessingParameterBoolean("OVERVIEWS", tr("Build overviews"), False), advanced=True)
+        self.add(QgsProcessingParameterBoolean("ASSESS", tr("Assess the quality"), True))
+        self.add(QgsProcessingParameterRasterDestination("OUTPUT", tr("Fused")))
+        self.add(
+            QgsProcessingParameterFileDestination(
+                "REPORT", tr("Report"), tr("HTML files (*.html)"), optional=True, createByDefault=True
+            )
+        )
+        self.add(
+            QgsProcessingParameterFileDestination(
+                "METRICS", tr("Metrics"), tr("JSON files (*.json)"), optional=True, createByDefault=False
+            )
+        )
+        for name, title in (
+            ("SAM", tr("Spectral angle at reduced resolution [degrees]")),
+            ("ERGAS", tr("ERGAS at reduced resolution")),
+            ("PSNR", tr("PSNR at reduced resolution [dB]")),
+            ("HQNR", tr("HQNR at full resolution")),
+            ("SECONDS", tr("Duration [s]")),
+        ):
+            self.addOutput(QgsProcessingOutputNumber(name, title))
+
+    def checkParameterValues(self, parameters: dict[str, Any], context: QgsProcessingContext) -> Any:
+        """Refuse early and cheaply what cannot be fused."""
+        valid, message = super().checkParameterValues(parameters, context)
+        if not valid:
+            return valid, message
+        try:
+            facts = self._pair(parameters, context)
+        except HyperSharpError as error:
+            return False, log.sentence(error)
+        if facts.problems:
+            return False, facts.problems[0]
+        problem = self._output_problem(parameters, context, facts)
+        return (False, problem) if problem else (True, "")
+
+    def _pair(self, parameters: dict[str, Any], context: QgsProcessingContext) -> pair.PairFacts:
+        hs = self.raster(parameters, "SPECTRAL", context)
+        guide = self.raster(parameters, "GUIDE", context)
+        return pair.read_pair(read_facts(hs), read_facts(guide), self._extent(parameters, context))
+
+    def _extent(
+        self, parameters: dict[str, Any], context: QgsProcessingContext
+    ) -> Optional[QgsReferencedRectangle]:
+        box = self.parameterAsExtent(parameters, "EXTENT", context)
+        if box.isNull() or box.isEmpty():
+            return None
+        return QgsReferencedRectangle(box, self.parameterAsExtentCrs(parameters, "EXTENT", context))
+
+    def _output_problem(
+        self, parameters: dict[str, Any], context: QgsProcessingContext, facts: pair.PairFacts
+    ) -> Optional[str]:
+        """Return what is wrong with a file that the user names; temporary ones are QGIS's to choose."""
+        output = parameters.get("OUTPUT")
+        if isinstance(output, str) and output != QgsProcessing.TEMPORARY_OUTPUT:
+            dtype = self.parameterAsEnumString(parameters, "DTYPE", context)
+            memory = self.parameterAsDouble(parameters, "MEMORY", context)
+            method = self.parameterAsEnumString(parameters, "METHOD", context)
+            return pair.output_problem(output, facts, facts.estimate(method, dtype, memory, False).disk_bytes)
+        return None
+
+    def build_job(self, parameters: dict[str, Any], context: QgsProcessingContext) -> FuseJob:
+        """Return the job, and remember the source layer's colours for the result."""
+        hs = self.raster(parameters, "SPECTRAL", context)
+        guide = self.raster(parameters, "GUIDE", context)
+        job = api.make_job(
+            hs,
+            guide,
+            self.parameterAsOutputLayer(parameters, "OUTPUT", context),
+            self.parameterAsEnumString(parameters, "METHOD", context),
+            extent=self._extent(parameters, context),
+            device=self.parameterAsEnumString(parameters, "DEVICE", context),
+            weights=self.parameterAsString(parameters, "WEIGHTS", context) or None,
+            adapt_steps=self.parameterAsInt(parameters, "ADAPT_STEPS", context),
+            dtype=self.parameterAsEnumString(parameters, "DTYPE", context),
+            memory_gb=self.parameterAsDouble(parameters, "MEMORY", context),
+            tile=self.parameterAsInt(parameters, "TILE_SIZE", context) or None,
+            seed=self.parameterAsInt(parameters, "SEED", context),
+            mtf_hs=self.parameterAsDouble(parameters, "MTF_HS", context),
+            mtf_guide=self.parameterAsDouble(parameters, "MTF_GUIDE", context),
+            compress=self.parameterAsEnumString(parameters, "COMPRESS", context),
+            overviews=self.parameterAsBoolean(parameters, "OVERVIEWS", context),
+            assess=self.parameterAsBoolean(parameters, "ASSESS", context),
+            report=self.parameterAsFileOutput(parameters, "REPORT", context) or None,
+            metrics=self.parameterAsFileOutput(parameters, "METRICS", context) or None,
+        )
+        self._source = layers.capture(job, hs, guide)
+        return job
+
+    def results_of(
+        self, result: protocol.Result, parameters: dict[str, Any], context: QgsProcessingContext
+    ) -> dict[str, Any]:
+        """Return the paths and the headline indices; have the layer styled when Processing loads it."""
+        output = result.outputs.get("OUTPUT", self._source.job.output)
+        if context.willLoadLayerOnCompletion(output):
+            details = context.layerToLoadOnCompletionDetails(output)
+            details.setPostProcessor(StyleResult.keep(self._source, result.metrics))
+            if hasattr(details, "groupName") and not details.groupName:  # QGIS 3.32 and newer
+                details.groupName = self._source.group_name
+        reduced = index_values(result.metrics, "reduced_resolution")
+        results: dict[str, Any] = {"OUTPUT": output}
+        results.update({k: v for k, v in result.outputs.items() if k in ("REPORT", "METRICS")})
+        results.update({name: reduced.get(name) for name in ("SAM", "ERGAS", "PSNR")})
+        results["HQNR"] = index_values(result.metrics, "full_resolution").get("HQNR")
+        results["SECONDS"] = result.metrics.get("seconds")
+        return results
+
+
+class StyleResult(QgsProcessingLayerPostProcessorInterface):
+    """Dresses the result when Processing has loaded it (main thread)."""
+
+    _kept: list[StyleResult] = []
+    """QGIS holds no Python reference: one that is collected early styles nothing (QGIS issues 47533, 48087)."""
+
+    def __init__(self, source: layers.FusedSource, metrics: dict[str, Any]) -> None:
+        super().__init__()
+        self._source = source
+        self._metrics = metrics
+
+    @classmethod
+    def keep(cls, source: layers.FusedSource, metrics: dict[str, Any]) -> StyleResult:
+        """Return a post-processor that lives until it has been used, or long enough."""
+        processor = cls(source, metrics)
+        cls._kept = [*cls._kept[-99:], processor]
+        return processor
+
+    def postProcessLayer(
+        self, layer: Any, _context: QgsProcessingContext, feedback: QgsProcessingFeedback
+    ) -> None:
+        """Style and describe the layer."""
+        if not isinstance(layer, QgsRasterLayer):
+            return
+        layers.dress(layer, self._source, self._metrics)
+        layer.setName(self._source.layer_name)
+        feedback.pushDebugInfo(f"styled {layer.name()}")

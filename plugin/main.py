@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The plugin as QGIS sees it: menu, toolbar, help and Processing provider, and their removal."""
+
+from __future__ import annotations
+
+from typing import Any, Callable, Optional
+
+from qgis.core import QgsApplication
+from qgis.PyQt.QtCore import QUrl
+from qgis.PyQt.QtGui import QDesktopServices, QIcon
+from qgis.PyQt.QtWidgets import QAction
+
+from . import task
+from .algorithms.base import HELP_PAGE
+from .log import tr
+from .provider import ICON_PATH, HyperSharpProvider
+
+MENU = "HyperSharp"
+
+
+class HyperSharpPlugin:
+    """The plugin. `iface` is None in `qgis_process`, where only the provider is wanted."""
+
+    def __init__(self, iface: Any) -> None:
+        self._iface = iface
+        self._provider: Optional[HyperSharpProvider] = None
+        self._fuse_action: Optional[QAction] = None
+        self._help_action: Optional[QAction] = None
+        self._dialog: Any = None
+
+    def initProcessing(self) -> None:
+        """Register the Processing provider (QGIS calls this alone in `qgis_process`)."""
+        if self._provider is None:
+            self._provider = HyperSharpProvider()
+            QgsApplication.processingRegistry().addProvider(self._provider)
+
+    def initGui(self) -> None:
+        """Add what the plugin adds to QGIS's window."""
+        self.initProcessing()
+        self._fuse_action = self._action(
+            tr("Fuse hyperspectral layer…"), "hypersharp_fuse", self.show_fusion_dialog
+        )
+        self._fuse_action.setStatusTip(
+            tr("Fuse a hyperspectral layer with a finer panchromatic or multispectral one")
+        )
+        self._iface.addPluginToRasterMenu(MENU, self._fuse_action)
+        self._iface.addRasterToolBarIcon(self._fuse_action)
+        self._help_action = self._action(tr("HyperSharp"), "hypersharp_help", show_help)
+        self._iface.pluginHelpMenu().addAction(self._help_action)
+
+    def _action(self, text: str, name: str, slot: Callable[[], None]) -> QAction:
+        action = QAction(QIcon(ICON_PATH), text, self._iface.mainWindow())
+        action.setObjectName(name)
+        action.triggered.connect(lambda _checked=False: slot())
+        return action
+
+    def show_fusion_dialog(self) -> Any:
+        """Open the dialog, or bring the open one to the front; return it."""
+        if self._dialog is None:
+            from ..ui.fusion_dialog import FusionDialog
+
+            self._dialog = FusionDialog(self._iface, self._iface.mainWindow())
+        self._dialog.show()
+        self._dialog.raise_()
+        self._dialog.activateWindow()
+        return self._dialog
+
+    def unload(self) -> None:
+        """Remove everything again: dialog, tasks, workers, actions, provider."""
+        if self._dialog is not None:
+            self._dialog.close()
+            self._dialog.deleteLater()
+            self._dialog = None
+        task.abandon_all()
+        if self._fuse_action is not None:
+            self._iface.removePluginRasterMenu(MENU, self._fuse_action)
+            self._iface.removeRasterToolBarIcon(self._fuse_action)
+            self._fuse_action.deleteLater()
+            self._fuse_action = None
+        if self._help_action is not None:
+            self._iface.pluginHelpMenu().removeAction(self._help_action)
+            self._help_action.deleteLater()
+            self._help_action = None
+        if self._provider is not None:
+            QgsApplication.processingRegistry().removeProvider(self._provider)
+            self._provider = None
+
+
+def show_help() -> None:
+    """Open the help that ships with the plugin in the system's browser."""
+    QDesktopServices.openUrl(QUrl.fromLocalFile(str(HELP_PAGE)))
