@@ -1,0 +1,85 @@
+"""What the QGIS tests share: the fake worker, small rasters, a clean environment."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).resolve().parent
+
+
+@pytest.fixture
+def fake():
+    """The command line of a worker that plays a part (see fake_worker.py)."""
+    return lambda how: [sys.executable, "-I", str(HERE / "fake_worker.py"), how]
+
+
+@pytest.fixture
+def fuse_job(tmp_path):
+    """A fuse job whose inputs nobody reads."""
+    from hypersharp.backend.job import FuseJob
+
+    return FuseJob(hs="/nowhere/hs.tif", guide="/nowhere/guide.tif", output=str(tmp_path / "out.tif"))
+
+
+@pytest.fixture
+def make_raster(tmp_path):
+    """Write a small GeoTIFF by QGIS's GDAL; return its path."""
+    import numpy as np
+    from osgeo import gdal, osr
+
+    def make(
+        name,
+        bands=6,
+        size=8,
+        pixel=30.0,
+        origin=(500000.0, 5400000.0),
+        epsg=32631,
+        wavelengths=None,
+        dtype=gdal.GDT_Float32,
+        units="nm",
+        seed=0,
+    ):
+        path = str(tmp_path / name)
+        dataset = gdal.GetDriverByName("GTiff").Create(path, size, size, bands, dtype)
+        if epsg:
+            dataset.SetGeoTransform((origin[0], pixel, 0, origin[1], 0, -pixel))
+            reference = osr.SpatialReference()
+            reference.ImportFromEPSG(epsg)
+            dataset.SetProjection(reference.ExportToWkt())
+        values = np.random.default_rng(seed)
+        for index in range(bands):
+            band = dataset.GetRasterBand(index + 1)
+            data = (1000 * (index + 1) + 500 * values.random((size, size))).astype("float32")
+            band.WriteRaster(0, 0, size, size, data.tobytes(), buf_type=gdal.GDT_Float32)
+            if wavelengths:
+                band.SetMetadataItem("wavelength", str(wavelengths[index]))
+                if units:
+                    band.SetMetadataItem("wavelength_units", units)
+        dataset = None
+        return path
+
+    return make
+
+
+def child_processes():
+    """Return the process ids of this process's living children."""
+    with subprocess.Popen(
+        ["ps", "-o", "pid=,stat=", "--ppid", str(os.getpid())], stdout=subprocess.PIPE, text=True
+    ) as ps:
+        rows = [line.split() for line in ps.communicate()[0].splitlines()]
+    return {int(pid) for pid, state in rows if not state.startswith("Z")} - {ps.pid}
+
+
+@pytest.fixture
+def no_children():
+    """Fail when the test leaves a process behind."""
+    before = child_processes()
+    yield
+    end = time.monotonic() + 5
+    while child_processes() - before and time.monotonic() < end:
+        time.sleep(0.1)
+    assert not child_processes() - before
