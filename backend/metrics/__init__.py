@@ -3,6 +3,7 @@
 
 from .base import Metric, MetricInfo, MetricValue
 from .sets import FULL_REFERENCE, NO_REFERENCE, FullReferenceSet, NoReferenceSet, describe
+from .ssim import reference_range
 
 __all__ = [
     "FULL_REFERENCE",
@@ -13,4 +14,5 @@ __all__ = [
     "MetricValue",
     "NoReferenceSet",
     "describe",
+    "reference_range",
 ]

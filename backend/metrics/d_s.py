@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .base import MIN_BLOCK_PIXELS, MetricValue
-from .joint import BlockPair, HsBands, JointMetric, StackMoments, quality
+from .joint import CULPRIT, BlockPair, HsBands, JointMetric, StackMoments, quality
 from .moments import band_result
 from .q2n import TOO_FEW
 
@@ -54,7 +54,7 @@ class DS(JointMetric):
             return band_result(None, None)
         if self._difference is None:
             return MetricValue(None, TOO_FEW)
-        return band_result(state, (self._difference / self._weight).abs())
+        return band_result(state, (self._difference / self._weight).abs(), culprit=CULPRIT)
 
 
 def guide_quality(moments: StackMoments, assignment: Tensor) -> Tensor:

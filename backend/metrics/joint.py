@@ -19,6 +19,8 @@ from torch import Tensor
 from .base import BLOCK, CHUNK_VALUES, CHUNK_VALUES_CUDA, RELATIVE_ZERO, NoReferenceMetric, ResolutionTile
 from .moments import BandState, is_flat
 
+CULPRIT = "the fused image or the guide"
+
 
 @dataclass
 class StackMoments:

@@ -8,7 +8,7 @@ mean swamps nothing.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Callable, Optional
 
 import torch
@@ -77,6 +77,12 @@ class BandMoments:
             torch.minimum(self.min_r, other.min_r),
             torch.maximum(self.max_r, other.max_r),
         )
+
+    def joined(self, others: list[BandMoments]) -> BandMoments:
+        """Return the moments of these and other bands over the same pixels."""
+        every = [self, *others]
+        names = [f.name for f in fields(self) if f.name != "count"]
+        return BandMoments(self.count, *(torch.cat([getattr(m, name) for m in every]) for name in names))
 
     def state(self) -> BandState:
         """Return which bands can be judged."""
@@ -208,6 +214,7 @@ def band_result(
     skipped: tuple[tuple[Tensor, str], ...] = (),
     counted: tuple[tuple[Tensor, str], ...] = (),
     combine: Callable[[Tensor], Tensor] = mean_of,
+    culprit: str = "the fused image",
 ) -> MetricValue:
     """Return one value from the bands' values, with the bands left out and why.
 
@@ -217,6 +224,7 @@ def band_result(
         skipped: more bands to leave out (`[bands]` bool), each with the reason.
         counted: bands that count by a convention, each with the words for it.
         combine: from the values of the bands that count to one.
+        culprit: what holds NaN where a value is NaN without being left out.
     """
     if state is None or values is None or not state.any_pixel:
         return MetricValue(None, NO_PIXELS)
@@ -237,7 +245,7 @@ def band_result(
     per_band = [float(v) if ok else None for v, ok in zip(values.tolist(), finite.tolist())]
     broken = ~torch.isfinite(values) & counts
     if broken.any():
-        notes.insert(0, f"the fused image holds NaN or infinity under valid pixels in {bands_text(broken)}")
+        notes.insert(0, f"{culprit} holds NaN or infinity under valid pixels in {bands_text(broken)}")
         return MetricValue(None, "; ".join(notes), per_band)
     if not counts.any():
         return MetricValue(None, "no band to judge: " + "; ".join(notes), per_band)

@@ -10,6 +10,7 @@ from .base import MetricValue, NoReferenceMetric, ResolutionTile
 from .d_lambda import DLambda
 from .d_lambda_k import DLambdaK
 from .d_s import DS
+from .d_s_r import DSR
 
 
 class QualityProduct(NoReferenceMetric):
@@ -64,3 +65,13 @@ class HQNR(QualityProduct):
     variant = "(1 - D_lambda_K)(1 - D_s)"
     source = "Aiazzi et al., Proc. SPIE 9244, 2014"
     parts = (DLambdaK, DS)
+
+
+class RQNR(QualityProduct):
+    """`(1 - D_lambda_K)(1 - D_s_R)`, with the regression's spatial part."""
+
+    key = "RQNR"
+    variant = "(1 - D_lambda_K)(1 - D_s_R)"
+    source = "Alparone, Garzelli and Vivone, IGARSS 2018"
+    parts = (DLambdaK, DSR)
+    needs_pairs = True

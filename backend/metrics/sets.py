@@ -12,7 +12,6 @@ from ..errors import ErrorCode, HyperSharpError
 from .base import (
     Core,
     FullReferenceMetric,
-    Metric,
     MetricInfo,
     MetricValue,
     NoReferenceMetric,
@@ -22,18 +21,27 @@ from .base import (
 from .cc import CC
 from .d_lambda import DLambda
 from .d_lambda_k import DLambdaK
+from .d_rho import DRho
 from .d_s import DS
+from .d_s_r import DSR
 from .ergas import ERGAS
 from .joint import JointMetric, block_pairs
 from .psnr import PSNR
 from .q2n import Q2n
-from .qnr import HQNR, QNR, QualityProduct
+from .qnr import HQNR, QNR, RQNR, QualityProduct
 from .rmse import RMSE
 from .sam import SAM
+from .scc import SCC
+from .ssim import SSIM
+from .uiqi import UIQI
 
-FULL_REFERENCE: dict[str, type[FullReferenceMetric]] = {m.key: m for m in (PSNR, SAM, ERGAS, RMSE, CC, Q2n)}
+FULL_REFERENCE: dict[str, type[FullReferenceMetric]] = {
+    m.key: m for m in (PSNR, SAM, ERGAS, RMSE, CC, SSIM, UIQI, Q2n, SCC)
+}
 """Indices that need the true image, by key, in the order of metrics.json."""
-NO_REFERENCE: dict[str, type[NoReferenceMetric]] = {m.key: m for m in (DLambda, DLambdaK, DS, QNR, HQNR)}
+NO_REFERENCE: dict[str, type[NoReferenceMetric]] = {
+    m.key: m for m in (DLambda, DLambdaK, DS, DSR, DRho, QNR, HQNR, RQNR)
+}
 """Indices that need only what the fused image was made from, by key, in the order of metrics.json."""
 
 
@@ -64,11 +72,15 @@ class FullReferenceSet:
     Args:
         ratio: coarse over fine pixel size (for ERGAS).
         keys: the wanted indices; None for all.
+        data_range: `[2, bands]` range of the reference bands (`ssim.reference_range`), for SSIM over several
+            tiles; without it SSIM has a value only when one tile is the whole scene.
     """
 
-    def __init__(self, ratio: float, keys: Optional[Iterable[str]] = None) -> None:
+    def __init__(
+        self, ratio: float, keys: Optional[Iterable[str]] = None, data_range: Optional[Tensor] = None
+    ) -> None:
         self.metrics: dict[str, FullReferenceMetric] = {
-            key: make_full_reference(key, ratio) for key in choose(keys, FULL_REFERENCE)
+            key: make_full_reference(key, ratio, data_range) for key in choose(keys, FULL_REFERENCE)
         }
 
     @property
@@ -163,7 +175,10 @@ class NoReferenceSet:
         return {key: values[key] for key in self.keys}
 
 
-def make_full_reference(key: str, ratio: float) -> FullReferenceMetric:
+def make_full_reference(key: str, ratio: float, data_range: Optional[Tensor] = None) -> FullReferenceMetric:
     """Return a fresh full-reference index."""
-    metric: type[Metric] = FULL_REFERENCE[key]
-    return metric(ratio) if metric is ERGAS else metric()  # type: ignore[call-arg,return-value]
+    if key == ERGAS.key:
+        return ERGAS(ratio)
+    if key == SSIM.key:
+        return SSIM(data_range)
+    return FULL_REFERENCE[key]()

@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""D_rho: spatial distortion by local correlation (Scarpa and Ciotola 2022)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Optional
+
+import torch
+from torch import Tensor
+
+from .base import RELATIVE_ZERO, MetricValue, NoReferenceMetric, ResolutionTile
+from .joint import CULPRIT, HsBands, hs_range
+from .moments import band_result
+from .windows import band_groups, core_windows, slide
+
+NO_WINDOW = "no window of ratio x ratio pixels lies wholly on valid pixels with a guide that varies"
+
+
+@dataclass
+class GuideWindows:
+    """A guide band in windows of `side` pixels: its values about a level, their window means and variances.
+
+    `flat` is where the guide does not vary: a correlation has no meaning there.
+    """
+
+    side: int
+    centred: Tensor
+    mean: Tensor
+    variance: Tensor
+    flat: Tensor
+
+
+def guide_windows(guide: Tensor, side: int) -> GuideWindows:
+    """Return a guide band, `[rows, cols]`, in windows, `[rows - side + 1, cols - side + 1]`, in float64."""
+    box = [1.0 / side] * side
+    centred = guide.to(torch.float64)
+    # About a central value, so that squares do not swamp the variances of smooth places.
+    level = centred.mean()
+    centred = centred - level
+    mean = slide(centred, box)
+    variance = slide(centred.square(), box) - mean.square()
+    flat = variance <= (RELATIVE_ZERO * (mean + level)) ** 2
+    return GuideWindows(side, centred, mean, variance, flat)
+
+
+def local_correlation(image: Tensor, guide: GuideWindows) -> Tensor:
+    """Return the correlation of each band with the guide in every whole window.
+
+    Args:
+        image: `[bands, rows, cols]`.
+        guide: the guide of the same pixels.
+
+    Returns:
+        `[bands, rows - side + 1, cols - side + 1]` float64, -1 to 1; 0 where the band is constant, meaningless
+        where the guide is.
+    """
+    box = [1.0 / guide.side] * guide.side
+    x = image.to(torch.float64)
+    level = x.mean(dim=(1, 2), keepdim=True)
+    x = x - level
+    mean = slide(x, box)
+    cov = slide(x * guide.centred, box).sub_(mean * guide.mean)
+    variance = slide(x.square_(), box).sub_(mean.square())
+    flat = variance <= mean.add_(level).mul_(RELATIVE_ZERO).square_()
+    product = variance.masked_fill_(flat, 1).mul_(guide.variance.masked_fill(guide.flat, 1)).sqrt_()
+    return cov.div_(product).clamp_(-1, 1).masked_fill_(flat, 0)
+
+
+class DRho(NoReferenceMetric):
+    """`1 - mean of rho`, the correlation of fused band and guide in windows of ratio x ratio pixels.
+
+    The mean runs over all whole windows of valid pixels in which the guide varies, and over bands.
+    """
+
+    key = "D_rho"
+    variant = (
+        "windows of ratio x ratio pixels, mean over windows and bands; several guide bands: each HS band with the "
+        "one that it correlates with most"
+    )
+    better = "lower"
+    range = "0 to 2"
+    source = "Scarpa and Ciotola, Remote Sens. 14(8), 2022"
+
+    @property
+    def halo(self) -> int:  # type: ignore[override]
+        """Half the window."""
+        return self.ratio // 2
+
+    def reset(self) -> None:
+        """Forget every tile."""
+        self._hs = HsBands()
+        self._sum: Optional[Tensor] = None
+        self._windows: Optional[Tensor] = None
+
+    def update_tile(self, tile: ResolutionTile) -> None:
+        """Add a tile."""
+        self._hs.add(*hs_range(tile.hs, tile.mask_lr))
+        before = self.ratio // 2
+        cover, _, counts = core_windows(tile.mask, tile.core, before, self.ratio - 1 - before)
+        if not bool(counts.any()):
+            return
+        mask = tile.mask[cover]
+        bands = tile.fused.shape[0]
+        sums = torch.zeros(bands, dtype=torch.float64, device=tile.fused.device)
+        windows = torch.zeros_like(sums)
+        for layer in tile.assignment.unique().tolist():
+            zero = torch.zeros((), dtype=tile.fused.dtype, device=tile.fused.device)
+            guide = guide_windows(torch.where(mask, tile.guide[(layer, *cover)], zero), self.ratio)
+            used = counts & ~guide.flat
+            own = (tile.assignment == layer).nonzero().flatten()
+            for group in band_groups(len(own), counts.numel(), tile.fused.device):
+                image = torch.where(mask, tile.fused[own[group]][:, cover[0], cover[1]], zero)
+                rho = local_correlation(image, guide)
+                sums[own[group]] = rho.masked_fill_(~used, 0).sum(dim=(1, 2))
+            windows[own] = used.sum().to(windows.dtype)
+        self._sum = sums if self._sum is None else self._sum + sums
+        self._windows = windows if self._windows is None else self._windows + windows
+
+    def compute(self) -> MetricValue:
+        """Return the mean over bands and each band's value."""
+        state = self._hs.state()
+        if state is None or not state.any_pixel:
+            return band_result(None, None)
+        if self._sum is None or self._windows is None or not (self._windows > 0).any():
+            return MetricValue(None, NO_WINDOW)
+        none = self._windows == 0
+        values = 1 - self._sum / self._windows.clamp(min=1)
+        return band_result(state, values, skipped=((none, "its guide band is constant"),), culprit=CULPRIT)
