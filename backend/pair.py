@@ -11,6 +11,7 @@ from types import TracebackType
 import rasterio
 import torch
 from rasterio.errors import NotGeoreferencedWarning
+from torch import Tensor
 
 from .control import Control
 from .errors import HyperSharpError
@@ -22,6 +23,8 @@ from .scene import COARSE_TILE, Scene, tile_windows
 
 MIN_VALID_SHARE = 0.5
 """A band that is valid in less than this share of the pixels that have any data counts as empty."""
+MAX_CLIPPED_SHARE = 0.5
+"""A band with at least this share of its pixels exactly at its minimum or maximum is clipped, not measured."""
 FEW_PIXELS = 100
 """Fewer valid coarse pixels than this make every statistic doubtful."""
 
@@ -35,6 +38,7 @@ class BandSurvey:
         empty: without (enough) data: they come out as nodata where they are.
         constant: one value everywhere: interpolated.
         bad: marked as bad by the producer: interpolated.
+        clipped: mostly at their minimum or maximum (water-vapour bands capped by a processor): interpolated.
         valid_pixels: coarse pixels with data in every usable band.
         partly_masked: some coarse pixel of the frame has no data.
     """
@@ -43,13 +47,31 @@ class BandSurvey:
     empty: list[int] = field(default_factory=list)
     constant: list[int] = field(default_factory=list)
     bad: list[int] = field(default_factory=list)
+    clipped: list[int] = field(default_factory=list)
     valid_pixels: int = 0
     partly_masked: bool = False
 
     @property
     def passed_through(self) -> list[int]:
         """The bands that the method does not get, in order."""
-        return sorted({*self.empty, *self.constant, *self.bad})
+        return sorted({*self.empty, *self.constant, *self.bad, *self.clipped})
+
+
+class _Extremum:
+    """The lowest value of each band so far, and how many pixels hold it."""
+
+    def __init__(self, bands: int) -> None:
+        self.value = torch.full((bands,), torch.inf)
+        self.count = torch.zeros(bands, dtype=torch.int64)
+
+    def update(self, values: Tensor, samples: Tensor) -> None:
+        """Add `[bands, rows, cols]` and its validity."""
+        lowest = torch.where(samples, values, torch.inf).amin(dim=(1, 2))
+        count = ((values == lowest[:, None, None]) & samples).sum(dim=(1, 2))
+        self.count = torch.where(
+            lowest < self.value, count, self.count + torch.where(lowest == self.value, count, 0)
+        )
+        self.value = torch.minimum(self.value, lowest)
 
 
 def survey_bands(source: RasterSource, table: BandTable, control: Control) -> BandSurvey:
@@ -60,31 +82,41 @@ def survey_bands(source: RasterSource, table: BandTable, control: Control) -> Ba
     """
     count = source.bands
     valid = torch.zeros(count, dtype=torch.int64)
-    low = torch.full((count,), float("inf"))
-    high = torch.full((count,), float("-inf"))
+    low, high = _Extremum(count), _Extremum(count)
     any_valid = 0
     for rows, cols in tile_windows((0, source.rows), (0, source.cols), COARSE_TILE):
         control.check()
         values, samples = source.read_samples(rows, cols)
         valid += samples.sum(dim=(1, 2))
         any_valid += int(samples.any(dim=0).sum())
-        low = torch.minimum(low, torch.where(samples, values, torch.inf).amin(dim=(1, 2)))
-        high = torch.maximum(high, torch.where(samples, values, -torch.inf).amax(dim=(1, 2)))
+        low.update(values, samples)
+        high.update(-values, samples)
     if any_valid == 0:
         raise HyperSharpError(
             "the HS image has no valid pixel in the common area (all nodata)",
             "check its nodata value, or choose another extent",
         )
     survey = BandSurvey([])
+    extreme_share = (low.count + high.count) / valid.clamp_min(1)
     for band in range(count):
         if int(valid[band]) < MIN_VALID_SHARE * any_valid:
             survey.empty.append(band)
         elif not table.good[band]:
             survey.bad.append(band)
-        elif low[band] == high[band]:
+        elif low.value[band] == -high.value[band]:
             survey.constant.append(band)
+        elif extreme_share[band] >= MAX_CLIPPED_SHARE:
+            survey.clipped.append(band)
         else:
             survey.usable.append(band)
+    if len(survey.clipped) > len(survey.usable):
+        # Not a few absorption bands but the whole cube: most likely a background that nobody declared.
+        control.warn(
+            f"most pixels hold {low.value[survey.clipped[0]]:g} in {len(survey.clipped)} bands: "
+            "if that is a background, set it as the HS image's nodata value"
+        )
+        survey.usable = sorted(survey.usable + survey.clipped)
+        survey.clipped = []
     if len(survey.usable) < 2:
         raise HyperSharpError(
             f"only {len(survey.usable)} of {count} HS bands hold usable data",
@@ -94,25 +126,36 @@ def survey_bands(source: RasterSource, table: BandTable, control: Control) -> Ba
     survey.partly_masked = bool(any_valid < total or (valid[survey.usable] < total).any())
     survey.valid_pixels = int(valid[survey.usable].min())
     for bands, why in (
-        (survey.empty, "hold no data"),
-        (survey.constant, "hold one value everywhere"),
-        (survey.bad, "are marked as bad"),
+        (survey.empty, "without data"),
+        (survey.constant, "with one value everywhere"),
+        (survey.bad, "marked as bad"),
+        (survey.clipped, "mostly at their minimum or maximum"),
     ):
         if bands:
             control.warn(
-                f"{band_names(bands, table)} {why}: not sharpened (interpolated only) and left out of the indices"
+                f"{band_names(bands, table)}, {why}: not sharpened (interpolated only), left out of the indices"
             )
     return survey
 
 
 def band_names(bands: list[int], table: BandTable) -> str:
-    """Return "bands 3, 17 (513 nm)", shortened when there are many."""
-    shown = [
-        f"{b + 1}" + (f" ({table.wavelength_nm[b]:.0f} nm)" if table.wavelength_nm[b] is not None else "")
-        for b in bands[:8]
-    ]
-    more = f" and {len(bands) - 8} more" if len(bands) > 8 else ""
-    return f"{len(bands)} band{'s' if len(bands) > 1 else ''} ({', '.join(shown)}{more})"
+    """Return "bands 3, 17-19 (513-530 nm)" for band indices from 0, shortened when there are many runs."""
+    runs: list[tuple[int, int]] = []
+    for band in bands:
+        if runs and runs[-1][1] == band - 1:
+            runs[-1] = (runs[-1][0], band)
+        else:
+            runs.append((band, band))
+    shown = []
+    for first, last in runs[:6]:
+        text = f"{first + 1}" if first == last else f"{first + 1}-{last + 1}"
+        edges = [table.wavelength_nm[b] for b in {first, last}]
+        known = sorted(w for w in edges if w is not None)
+        if len(known) == len(edges):
+            text += " (" + "-".join(f"{w:.0f}" for w in known) + " nm)"
+        shown.append(text)
+    more = f" and {sum(b - a + 1 for a, b in runs[6:])} more" if len(runs) > 6 else ""
+    return f"band{'s' if len(bands) > 1 else ''} {', '.join(shown)}{more}"
 
 
 class Pair:

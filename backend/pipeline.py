@@ -314,6 +314,7 @@ def _metrics_head(
             "empty": [b + 1 for b in pair.survey.empty],
             "constant": [b + 1 for b in pair.survey.constant],
             "bad": [b + 1 for b in pair.survey.bad],
+            "clipped": [b + 1 for b in pair.survey.clipped],
         },
     }
 

@@ -1,0 +1,295 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The command line: the same engine as QGIS, with exit codes and one-line errors for scripts."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import sys
+import traceback
+from collections.abc import Sequence
+from types import FrameType
+from typing import Any, NoReturn
+
+from . import errors, protocol
+from .control import Control
+from .errors import ErrorCode, HyperSharpError
+from .job import COMPRESSIONS, DEFAULT_METHOD, DTYPES, AssessJob, FuseJob, Job, SimulateJob
+from .registry import METHODS, why_unavailable
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse with this tool's error lines."""
+
+    def error(self, message: str) -> NoReturn:
+        raise HyperSharpError(message, f"see {self.prog} --help", ErrorCode.USAGE)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of every command."""
+    parser = _Parser(
+        prog="hypersharp", description="Fuse a hyperspectral raster with a finer one, and say how good it is."
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
+
+    fuse = commands.add_parser("fuse", help="fuse an HS raster with a PAN or MSI raster")
+    fuse.add_argument("hs", metavar="HS", help="hyperspectral raster")
+    fuse.add_argument("guide", metavar="GUIDE", help="finer panchromatic or multispectral raster")
+    fuse.add_argument("-o", "--output", required=True, metavar="OUT.tif", help="fused GeoTIFF to write")
+    fuse.add_argument("--method", default=DEFAULT_METHOD, help=f"method id (default {DEFAULT_METHOD})")
+    fuse.add_argument("--weights", metavar="NAME|FOLDER", help="weights of a learned method")
+    fuse.add_argument(
+        "--adapt", type=int, default=0, metavar="STEPS", help="tune a learned method on the pair"
+    )
+    fuse.add_argument(
+        "--extent", type=float, nargs=4, metavar=("XMIN", "YMIN", "XMAX", "YMAX"), help="area to fuse"
+    )
+    fuse.add_argument("--extent-crs", metavar="CRS", help="CRS of the extent (default: the guide's)")
+    fuse.add_argument("--dtype", choices=DTYPES, default="same", help="pixel type of the output")
+    fuse.add_argument(
+        "--tile", type=int, metavar="N", help="side of a tile in pixels (default: from --memory)"
+    )
+    fuse.add_argument("--compress", choices=COMPRESSIONS, default="deflate", help="compression of the output")
+    fuse.add_argument("--overviews", action="store_true", help="build overviews")
+    fuse.add_argument("--no-assess", action="store_true", help="do not compute quality indices")
+    _common(fuse)
+
+    assess = commands.add_parser("assess", help="score a fused raster, made by any program")
+    assess.add_argument("fused", metavar="FUSED")
+    assess.add_argument("--hs", required=True, help="the HS raster that it was made from")
+    assess.add_argument("--guide", required=True, help="the PAN or MSI raster that it was made from")
+    assess.add_argument("--reference", metavar="REF", help="the true fine HS raster")
+    assess.add_argument("--method", help="its method, where the file does not say")
+    _common(assess)
+
+    simulate = commands.add_parser("simulate", help="make a pair with a known truth (Wald's protocol)")
+    simulate.add_argument("reference", metavar="REFERENCE", help="hyperspectral cube that becomes the truth")
+    simulate.add_argument("--ratio", type=int, default=4, metavar="R")
+    simulate.add_argument("--guide", default="pan", metavar="pan|4|SRF.csv")
+    simulate.add_argument("--snr", type=float, metavar="DB", help="noise of the HS image")
+    simulate.add_argument("--mtf", type=float, default=0.3, help="MTF gain at Nyquist (default 0.3)")
+    simulate.add_argument("--seed", type=int, default=0)
+    simulate.add_argument("-o", "--output", required=True, metavar="FOLDER")
+    simulate.add_argument("--progress", choices=("bar", "json", "none"), default="none")
+
+    for name, text in (("methods", "list the methods"), ("doctor", "show versions, GPU and kernels")):
+        sub = commands.add_parser(name, help=text)
+        sub.add_argument("--json", action="store_true", help="as JSON")
+    commands.add_parser("worker", help="used by QGIS: jobs on stdin, messages on stdout")
+    return parser
+
+
+def _common(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    parser.add_argument("--memory", type=float, default=2.0, metavar="GB", help="memory bound (default 2)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--mtf-hs", type=float, default=0.3, help="HS sensor's MTF gain at Nyquist (default 0.3)"
+    )
+    parser.add_argument(
+        "--mtf-guide", type=float, default=0.2, help="guide's MTF gain at Nyquist (default 0.2)"
+    )
+    parser.add_argument(
+        "--option", action="append", default=[], metavar="NAME=VALUE", help="method's own option"
+    )
+    parser.add_argument("--report", metavar="R.html", help="write the quality report")
+    parser.add_argument("--metrics", metavar="M.json", help="write the indices")
+    parser.add_argument("--progress", choices=("bar", "json", "none"), default=None)
+
+
+def parse_options(options: Sequence[str]) -> dict[str, Any]:
+    """Return NAME=VALUE pairs as a dictionary; values are read as JSON where they are JSON.
+
+    Raises:
+        HyperSharpError: a pair without "=".
+    """
+    parsed: dict[str, Any] = {}
+    for option in options:
+        name, equals, value = option.partition("=")
+        if not equals:
+            raise HyperSharpError(
+                f"{option!r} is not NAME=VALUE", "write --option name=value", ErrorCode.USAGE
+            )
+        try:
+            parsed[name] = json.loads(value)
+        except ValueError:
+            parsed[name] = value
+    return parsed
+
+
+def job_of(args: argparse.Namespace) -> Job:
+    """Return the job that the arguments ask for."""
+    if args.command == "simulate":
+        return SimulateJob(args.reference, args.output, args.ratio, args.guide, args.snr, args.mtf, args.seed)
+    shared: dict[str, Any] = {
+        "device": args.device,
+        "memory_gb": args.memory,
+        "seed": args.seed,
+        "mtf_hs": args.mtf_hs,
+        "mtf_guide": args.mtf_guide,
+        "parameters": parse_options(args.option),
+        "report": args.report,
+        "metrics": args.metrics,
+    }
+    if args.command == "assess":
+        return AssessJob(
+            args.fused, args.hs, args.guide, reference=args.reference, method=args.method, **shared
+        )
+    return FuseJob(
+        args.hs,
+        args.guide,
+        args.output,
+        method=args.method,
+        weights=args.weights,
+        adapt_steps=args.adapt,
+        extent=tuple(args.extent) if args.extent else None,
+        extent_crs=args.extent_crs,
+        dtype=args.dtype,
+        tile=args.tile,
+        compress=args.compress,
+        overviews=args.overviews,
+        assess=not args.no_assess,
+        **shared,
+    )
+
+
+class _Show:
+    """Shows messages as a bar on stderr, as JSON lines on stdout, or not at all."""
+
+    def __init__(self, how: str | None) -> None:
+        self.how = how or ("bar" if sys.stderr.isatty() else "none")
+        self._bar: Any = None
+
+    def __call__(self, message: Any) -> None:
+        if self.how == "json":
+            print(protocol.encode(message), flush=True)
+        elif isinstance(message, protocol.Log) and message.level == "warning":
+            self._write(f"warning: {message.text}")
+        elif self.how == "bar" and isinstance(message, protocol.Progress):
+            self._advance(message)
+
+    def _advance(self, message: protocol.Progress) -> None:
+        if self._bar is None:
+            from tqdm import tqdm
+
+            form = "{desc:<12}{percentage:3.0f}%|{bar}| {elapsed}<{remaining}"
+            self._bar = tqdm(total=1.0, bar_format=form, file=sys.stderr, leave=False)
+        self._bar.set_description_str(message.stage, refresh=False)
+        self._bar.n = message.fraction
+        self._bar.refresh()
+
+    def _write(self, text: str) -> None:
+        if self._bar is not None:
+            self._bar.clear()
+        print(text, file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        """Take the bar away."""
+        if self._bar is not None:
+            self._bar.close()
+
+
+class _Interrupt:
+    """Turns the first Ctrl-C into a clean cancel; the second one ends the program."""
+
+    def __init__(self) -> None:
+        self.wanted = False
+
+    def __enter__(self) -> _Interrupt:
+        try:
+            self._before = {s: signal.signal(s, self._on_signal) for s in (signal.SIGINT, signal.SIGTERM)}
+        except ValueError:  # not the main thread: the caller has its own way to stop
+            self._before = {}
+        return self
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if self.wanted:
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
+        self.wanted = True
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run a parsed command; return the exit code."""
+    if args.command == "worker":
+        from .worker import main as worker_main
+
+        return worker_main()
+    if args.command == "methods":
+        return list_methods(args.json)
+    if args.command == "doctor":
+        from .doctor import show
+
+        return show(args.json)
+    from .run import run_job
+
+    job, show_message = job_of(args), _Show(args.progress)
+    with _Interrupt() as interrupt:
+        control = Control(show_message, lambda: interrupt.wanted)
+        try:
+            result = run_job(job, control)
+        finally:
+            show_message.close()
+    if show_message.how == "json":
+        print(protocol.encode(result), flush=True)
+        return errors.EXIT_DONE
+    if result.metrics.get("reduced_resolution") or result.metrics.get("full_resolution"):
+        from .report import summary_table
+
+        print(summary_table(result.metrics))
+    for path in result.outputs.values():
+        print(path)
+    return errors.EXIT_DONE
+
+
+def list_methods(as_json: bool) -> int:
+    """Print the methods: ids, titles, kinds, guides, and whether each can run here."""
+    rows = [
+        {
+            "id": m.id,
+            "title": m.title,
+            "kind": m.kind,
+            "guides": list(m.guide_kinds),
+            "needs": list(m.needs),
+            "needs_weights": m.needs_weights,
+            "summary": m.summary,
+            "citation": m.citation,
+            "available": why_unavailable(m) is None,
+            "reason": why_unavailable(m),
+        }
+        for m in METHODS.values()
+    ]
+    if as_json:
+        print(json.dumps(rows, indent=1, ensure_ascii=False))
+        return errors.EXIT_DONE
+    width = max(len(str(r["id"])) for r in rows)
+    for row in rows:
+        state = "" if row["available"] else f"  [not available: {row['reason']}]"
+        print(f"{row['id']:<{width}}  {row['title']} ({row['kind']}){state}")
+        print(f"{'':<{width}}  {row['summary']}")
+    return errors.EXIT_DONE
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; return the exit code (0 done, 2 bad input, 3 cancelled, 4 out of memory, 1 a bug)."""
+    try:
+        return run(build_parser().parse_args(argv))
+    except HyperSharpError as error:
+        print(f"error: {error.message}", file=sys.stderr)
+        if error.hint:
+            print(f"hint: {error.hint}", file=sys.stderr)
+        return error.exit_code
+    except BrokenPipeError:
+        return errors.EXIT_DONE
+    except MemoryError:
+        print("error: memory ran out\nhint: lower --memory or fuse a smaller extent", file=sys.stderr)
+        return errors.EXIT_OUT_OF_MEMORY
+    except Exception:
+        traceback.print_exc()
+        print("error: this is a bug in HyperSharp\nhint: report it with the lines above", file=sys.stderr)
+        return errors.EXIT_BUG
