@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from .files import write_csv, write_metrics
 from .indices import summary_table
+from .page import build_report, quicklook
 from .verdict import verdict
 
-__all__ = ["summary_table", "verdict", "write_csv", "write_metrics"]
+__all__ = ["build_report", "quicklook", "summary_table", "verdict", "write_csv", "write_metrics"]

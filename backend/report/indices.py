@@ -135,10 +135,8 @@ def _row(
         reason = "; ".join(str(v) for v in (reason.values() if isinstance(reason, dict) else reason))
     gain = None
     if fused is not None and control is not None and better in ("higher", "lower"):
-        if show(key, fused) == show(key, control):
-            gain = 0
-        else:
-            gain = 1 if (fused > control) == (better == "higher") else -1
+        wins = (fused > control) == (better == "higher")
+        gain = 0 if show(key, fused) == show(key, control) else 1 if wins else -1
     variant = str((metrics.get("variants") or {}).get(key) or "")
     return IndexRow(protocol, key, text, fused, control, better, variant, reason, gain)
 

@@ -94,7 +94,7 @@ def material_spectra() -> Tensor:
         + 0.040 * _step(1000, 300)
         - 0.012 * _dip(2310, 40)
         - 0.006 * _dip(1720, 30),
-        "concrete": _mineral(0.37, 250, 0.10, 0.35, 0.25) * (1 - 0.06 * _dip(2330, 35)),
+        "concrete": _mineral(0.37, 300, 0.18, 0.35, 0.25) * (1 - 0.06 * _dip(2330, 35)),
         "red tile": _mineral(0.47, 420, 1.25, 0.30),
         "slate": 0.058
         + 0.020 * _step(540, 60)
@@ -104,9 +104,9 @@ def material_spectra() -> Tensor:
         "metal sheet": 0.47 + 0.06 * _dip(460, 90) - 0.07 * _dip(870, 170) + 0.05 * _step(1500, 300),
         "light soil": _mineral(0.46, 560, 0.16, 0.9, 0.10),
         "brown soil": _mineral(0.27, 720, 0.34, 0.7, 0.35),
-        "green crop": _foliage(0.50, 0.95, 1.15, 0.25),
+        "green crop": _foliage(0.50, 0.88, 1.15, 0.25),
         "dry straw": _foliage(0.47, 0.12, 0.18, 1.30, 0.33),
-        "flowering crop": _foliage(0.52, 0.30, 0.95, 0.15, 1.5),
+        "flowering crop": _foliage(0.50, 0.47, 0.95, 0.20, 1.25),
         "grass": _foliage(0.43, 0.72, 0.85, 0.50, 0.85),
         "broadleaf tree": _foliage(0.49, 0.86, 1.05, 0.30, 1.05),
         "conifer": _foliage(0.31, 0.90, 1.25, 0.35, 0.95),
