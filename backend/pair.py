@@ -66,8 +66,9 @@ class _Extremum:
 
     def update(self, values: Tensor, samples: Tensor) -> None:
         """Add `[bands, rows, cols]` and its validity."""
-        lowest = torch.where(samples, values, torch.inf).amin(dim=(1, 2))
-        count = ((values == lowest[:, None, None]) & samples).sum(dim=(1, 2))
+        values = torch.where(samples, values, torch.inf).flatten(1)
+        lowest = values.amin(dim=1)
+        count = (values == lowest[:, None]).sum(dim=1)
         self.count = torch.where(
             lowest < self.value, count, self.count + torch.where(lowest == self.value, count, 0)
         )

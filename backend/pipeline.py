@@ -167,7 +167,8 @@ def write_fused(pair: Pair, method: FusionMethod, job: FuseJob, dtype: str, cont
     """
     grid, hs = pair.grid, pair.hs
     nodata = hs.nodata if hs.nodata is not None or not pair.may_be_masked else default_nodata(dtype)
-    side = job.tile or choose_tile(hs.count, pair.scene.guide.bands, job.memory_gb)
+    context = method.halo * grid.ratio
+    side = job.tile or choose_tile(hs.count, pair.scene.guide.bands, job.memory_gb, context)
     windows = tile_windows(grid.rows, grid.cols, side)
     partial_path(job.output).unlink(missing_ok=True)
     with (

@@ -70,6 +70,9 @@ class RasterSource(Source):
         self._nodata = _representable(dataset.nodata, dataset.dtypes[0])
         flags = {flag for band in dataset.mask_flag_enums for flag in band}
         self._mask_band = bool(flags & {MaskFlags.per_dataset, MaskFlags.alpha})
+        whole = np.dtype(dataset.dtypes[0]).kind != "f"
+        self.always_valid = whole and self._nodata is None and not self._mask_band
+        """No pixel of the raster can be invalid: integers, no nodata value, no mask."""
 
     def take(self, band_indices: list[int]) -> RasterSource:
         """Return the source of these bands (from 0, of the raster)."""
@@ -80,6 +83,8 @@ class RasterSource(Source):
     def read(self, rows: Range, cols: Range) -> tuple[Tensor, Tensor]:
         """Read a window; see `Source.read`."""
         values, valid = self.read_samples(rows, cols)
+        if valid.stride() == (0, 0, 0):
+            return values, torch.ones(values.shape[1:], dtype=torch.bool)
         return values, valid.all(dim=0)
 
     def read_samples(self, rows: Range, cols: Range) -> tuple[Tensor, Tensor]:
@@ -95,10 +100,12 @@ class RasterSource(Source):
             mask = self.dataset.dataset_mask(window=window) > 0 if self._mask_band else None
         except (RasterioError, OSError) as error:
             raise damaged(self.info, error) from error
-        valid = self._valid(raw, mask)
         inner = torch.from_numpy(np.ascontiguousarray(raw, dtype=np.float32))
-        good = torch.from_numpy(valid)
-        inner = torch.where(good, inner, torch.zeros(()))
+        if self.always_valid:
+            good = torch.ones((), dtype=torch.bool).expand(inner.shape)
+        else:
+            good = torch.from_numpy(self._valid(raw, mask))
+            inner = torch.where(good, inner, torch.zeros(()))
         top, left = r0 - rows[0] - self._row, c0 - cols[0] - self._col
         if inner.shape == shape:
             return inner, good

@@ -121,10 +121,10 @@ def modulate(
         numerator = torch.addmm(mean[part], gains[part], fine)
         floor = MODULATION_FLOOR * mean[part]
         # A band whose mean is not positive (logarithms, anomalies) has no ratio: its detail is added.
-        safe = (denominator > floor) & (floor > 0)
-        if bool(safe.all()):
-            flat[part] *= (numerator / denominator).clamp_(0.0, MODULATION_CEILING)
+        if bool((floor > 0).all()) and bool((denominator.amin(dim=1, keepdim=True) > floor).all()):
+            flat[part].mul_(numerator.div_(denominator).clamp_(0.0, MODULATION_CEILING))
         else:
+            safe = (denominator > floor) & (floor > 0)
             factor = (numerator / denominator).clamp_(0.0, MODULATION_CEILING)
             flat[part] = torch.where(safe, flat[part] * factor, flat[part] + (numerator - denominator))
     return upsampled
