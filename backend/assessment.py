@@ -216,10 +216,17 @@ class _Table:
         self.content[section] = None
         self.reasons[section] = reason
 
-    def per_band(self, scene: Scene, values: dict[str, MetricValue]) -> None:
-        """Add the curves over wavelength."""
-        curves = {k: v.per_band for k, v in values.items() if k in ("PSNR", "RMSE", "CC") and v.per_band}
-        self.content["per_band"] = {"wavelength_nm": list(scene.wavelength_nm), **curves}
+    def per_band(self, scene: Scene, values: dict[str, dict[str, MetricValue]]) -> None:
+        """Add the curves over wavelength, the control's below "interpolated"."""
+        fused, control = (
+            {k: v.per_band for k, v in values[column].items() if k in ("PSNR", "RMSE", "CC") and v.per_band}
+            for column in ("fused", "interpolated")
+        )
+        self.content["per_band"] = {
+            "wavelength_nm": list(scene.wavelength_nm),
+            **fused,
+            "interpolated": control,
+        }
 
     def finish(self) -> dict[str, Any]:
         """Return the sections, the reasons, and what each index is."""
@@ -265,7 +272,7 @@ def assess_pair(
             )
         values = reduced_resolution(scene, method, parameters or {}, control)
         table.add("reduced_resolution", values)
-        table.per_band(scene, values["fused"])
+        table.per_band(scene, values)
     else:
         reason = (
             too_small or "the method that made the image is not known, so it cannot be run on reduced inputs"
@@ -281,7 +288,7 @@ def assess_pair(
             values = _with_true_reference(pair, reference, candidates, control)
             table.add("reference", values)
             if "per_band" not in table.content:
-                table.per_band(scene, values["fused"])
+                table.per_band(scene, values)
         if opened is not None:
             opened.close()
     return table.finish()
