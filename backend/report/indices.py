@@ -20,16 +20,22 @@ EXPLAINED = {
         "What holds there usually, but not always, holds at full resolution."
     ),
     "full_resolution": (
-        "The fused image against its own inputs, without a truth: spectral consistency with the HS image (D_lambda), "
+        "The fused image against its own inputs, without a truth: spectral consistency with the HS image (D_λ), "
         "spatial consistency with the guide (D_s), and their products. Plain interpolation is spectrally "
         "consistent by construction, so these indices can favour it."
     ),
 }
 
 
+PLAIN = {"λ": "lambda", "ρ": "rho", "°": " deg", "–": "-", "−": "-", "×": "x"}
+
+
 @dataclass(frozen=True)
 class IndexText:
-    """How an index is shown: title, unit, decimals, which direction is better, what it says."""
+    """How an index is shown: title, unit, decimals, which direction is better, what it says.
+
+    A title's part after "_" is set below the line.
+    """
 
     title: str
     unit: str
@@ -48,16 +54,16 @@ INDICES: dict[str, IndexText] = {
     "UIQI": IndexText("UIQI", "", 4, "higher", "local mean, contrast and correlation"),
     "Q2n": IndexText("Q2n", "", 4, "higher", "UIQI of whole spectra"),
     "SCC": IndexText("SCC", "", 4, "higher", "correlation of edges"),
-    "D_lambda": IndexText("D_lambda", "", 4, "lower", "change of the relations between bands"),
+    "D_lambda": IndexText("D_λ", "", 4, "lower", "change of the relations between bands"),
     "D_lambda_K": IndexText(
         "D_lambda,K", "", 4, "lower", "distance of the fused image, degraded, from the HS"
     ),
     "D_s": IndexText("D_s", "", 4, "lower", "change of the relation to the guide across scales"),
     "D_s_R": IndexText("D_s,R", "", 4, "lower", "share of the guide that the fused bands do not explain"),
-    "D_rho": IndexText("D_rho", "", 4, "lower", "lack of local correlation with the guide"),
-    "QNR": IndexText("QNR", "", 4, "higher", "(1 - D_lambda)(1 - D_s)"),
-    "HQNR": IndexText("HQNR", "", 4, "higher", "(1 - D_lambda,K)(1 - D_s)"),
-    "RQNR": IndexText("RQNR", "", 4, "higher", "(1 - D_lambda,K)(1 - D_s,R)"),
+    "D_rho": IndexText("D_ρ", "", 4, "lower", "lack of local correlation with the guide"),
+    "QNR": IndexText("QNR", "", 4, "higher", "spectral times spatial consistency"),
+    "HQNR": IndexText("HQNR", "", 4, "higher", "spectral times spatial consistency"),
+    "RQNR": IndexText("RQNR", "", 4, "higher", "spectral times spatial consistency"),
 }
 
 
@@ -146,8 +152,13 @@ def method_name(metrics: dict[str, Any]) -> str:
     return str(metrics.get("title") or metrics.get("method") or "the fused image")
 
 
+def short_name(metrics: dict[str, Any]) -> str:
+    """Return the method's title without what stands in brackets, for legends."""
+    return method_name(metrics).split(" (")[0]
+
+
 def summary_table(metrics: dict[str, Any]) -> str:
-    """Return a short plain-text table for the terminal: the method's and interpolation's indices."""
+    """Return a short ASCII table for the terminal: the method's and interpolation's indices."""
     name = str(metrics.get("method") or "fused")
     lines: list[str] = []
     width = max(len(name), 10)
@@ -157,10 +168,11 @@ def summary_table(metrics: dict[str, Any]) -> str:
         if row.protocol != protocol:
             protocol = row.protocol
             lines += [*([""] if lines else []), PROTOCOLS[protocol], head, "-" * len(head)]
-        label = f"{row.text.title}{f' ({row.text.unit})' if row.text.unit else ''}"
+        unit = {"dB": " (dB)", "°": " (deg)"}.get(row.text.unit, "")
         mark = {1: " +", 0: " =", -1: " -", None: ""}[row.gain]
         lines.append(
-            f"{label:<12}{show(row.key, row.fused):>{width}}  {show(row.key, row.control):>13}  {row.better}{mark}"
+            f"{row.key + unit:<12}{show(row.key, row.fused):>{width}}  {show(row.key, row.control):>13}  "
+            f"{row.better}{mark}"
         )
     if not lines:
         return "no quality indices were computed"
@@ -168,4 +180,11 @@ def summary_table(metrics: dict[str, Any]) -> str:
     lines.append(
         "+ the method is better than plain interpolation, - it is not, = no difference in these digits"
     )
-    return "\n".join(lines)
+    return plain("\n".join(lines))
+
+
+def plain(text: str) -> str:
+    """Return text with what a bare terminal may not know replaced by ASCII."""
+    for sign, word in PLAIN.items():
+        text = text.replace(sign, word)
+    return text

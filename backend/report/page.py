@@ -12,7 +12,7 @@ import jinja2
 
 from ..errors import HyperSharpError
 from .files import write_text
-from .indices import EXPLAINED, PROTOCOLS, index_rows, method_name, number, show
+from .indices import EXPLAINED, PROTOCOLS, index_rows, method_name, number, short_name, show
 from .pictures import Views, load_views
 from .plots import (
     DARK,
@@ -80,7 +80,7 @@ def render(
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(HERE), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
-    name = method_name(metrics)
+    name = short_name(metrics)
     page = {
         "title": title or f"{name}: {_stem(names['hs'])} + {_stem(names['guide'])}",
         "names": names,
@@ -92,6 +92,7 @@ def render(
         "views": views,
         "missing": missing,
         "inputs": _inputs(metrics),
+        "per_band_of": _per_band_of(metrics),
         "done": _done(metrics, notes or {}),
         "how": _how(metrics),
         "details": _pairs(metrics.get("method_details") or {}),
@@ -165,13 +166,18 @@ def _tables(metrics: dict[str, Any]) -> list[dict[str, Any]]:
                 "control": any(r.control is not None for r in rows),
                 "rows": [
                     {
-                        "name": r.text.title + (f" ({r.text.unit})" if r.text.unit else ""),
+                        "name": r.text.title.partition("_")[0],
+                        "below": r.text.title.partition("_")[2],
+                        "unit": r.text.unit,
                         "says": r.text.says,
-                        "variant": r.variant,
+                        "variant": r.variant.replace("_lambda_K", "_λ,K")
+                        .replace("_lambda", "_λ")
+                        .replace("_s_R", "_s,R"),
                         "fused": show(r.key, r.fused),
                         "interpolated": show(r.key, r.control),
                         "better": {"higher": "higher ▲", "lower": "lower ▼"}.get(r.better, ""),
-                        "reason": r.reason if r.fused is None or r.control is None else "",
+                        "reason": r.reason,
+                        "missing": r.fused is None,
                         "wins": {1: "fused", -1: "interpolated"}.get(r.gain or 0, ""),
                     }
                     for r in rows
@@ -189,6 +195,12 @@ def _absent(metrics: dict[str, Any], protocol: str) -> str:
     if protocol == "reduced_resolution" and not metrics.get("method"):
         return "Not computed: how the image was made is not known, so it cannot be made again at reduced resolution."
     return "Not computed."
+
+
+def _per_band_of(metrics: dict[str, Any]) -> str:
+    """Return which comparison the curves come from: the reduced-resolution one where there is one."""
+    reduced = (metrics.get("reduced_resolution") or {}).get("fused")
+    return "reduced-resolution protocol" if reduced else "comparison with the true image"
 
 
 def _inputs(metrics: dict[str, Any]) -> list[dict[str, str]]:

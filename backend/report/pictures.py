@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import warnings
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -33,6 +34,7 @@ OVERVIEW_PIXELS = 560
 SHOWN_PIXELS = 480
 """Small pictures are enlarged by whole factors to at least this."""
 STRETCH_PERCENT = (2.0, 98.0)
+_RANGE = re.compile(r"\b(\d{3,4})\s*(?:-|–|to)\s*(\d{3,4})\s*nm\b")
 RED_NM, NIR_NM = 660.0, 850.0
 MIN_NDVI = 0.3
 """Without a pixel above this, nothing is called vegetation."""
@@ -219,7 +221,7 @@ def _views(sources: _Sources) -> Views:
     views = Views(
         wavelength_nm=sources.bands.wavelength_nm,
         hs_wavelength_nm=sources.hs_bands.wavelength_nm,
-        guide_ranges_nm=guide_ranges(sources.guide_bands),
+        guide_ranges_nm=guide_ranges(sources.guide_bands, sources.guide.tags()),
         shape=fused.shape,
     )
     shrink = max(1.0, max(fused.shape) / OVERVIEW_PIXELS)
@@ -279,13 +281,23 @@ def _guide_rgb(sources: _Sources) -> list[int]:
     return [data[2], data[1], data[0]]
 
 
-def guide_ranges(bands: BandTable) -> list[tuple[float, float]]:
-    """Return (lower, upper) in nm of each guide band whose centre and width are known."""
-    return [
-        (w - f / 2, w + f / 2)
-        for w, f in zip(bands.wavelength_nm, bands.fwhm_nm)
-        if w is not None and f is not None
-    ]
+def guide_ranges(bands: BandTable, tags: dict[str, str] | None = None) -> list[tuple[float, float]]:
+    """Return (lower, upper) in nm of each guide band for which they are known.
+
+    They come from centre and width, else from a range in the band's name ("PAN (480-690 nm)"), else, for a guide of
+    one band, from a range in the dataset's tags.
+    """
+    found = []
+    for wavelength, width, name in zip(bands.wavelength_nm, bands.fwhm_nm, bands.descriptions):
+        named = _RANGE.search(name or "")
+        if wavelength is not None and width is not None:
+            found.append((wavelength - width / 2, wavelength + width / 2))
+        elif named:
+            found.append((float(named.group(1)), float(named.group(2))))
+    if not found and len(bands.wavelength_nm) == 1:
+        named = _RANGE.search(" ; ".join((tags or {}).values()))
+        found = [(float(named.group(1)), float(named.group(2)))] if named else []
+    return [(lower, upper) for lower, upper in found if lower < upper]
 
 
 def _colour_text(sources: _Sources, rgb: list[int], guide_rgb: list[int]) -> str:

@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from .indices import IndexRow, index_rows, method_name, show
+from .indices import IndexRow, index_rows, plain, short_name, show
 
 GOOD, MIXED, POOR, UNKNOWN = "good", "mixed", "poor", "unknown"
 LABELS = {
@@ -20,14 +20,14 @@ DECIDING = ("ERGAS", "Q2n", "SAM")
 SAM_TOLERANCE = 1.02
 """A spectral angle within 2 % of interpolation's counts as kept."""
 CONSISTENT, INCONSISTENT = 0.05, 0.15
-"""Rules of thumb for D_lambda,K: below the first the fused image, seen by the HS sensor, is nearly the HS image."""
+"""Rules of thumb for D_λ,K: below the first the fused image, seen by the HS sensor, is nearly the HS image."""
 EXPLANATION = (
     "How the verdict is reached: the deciding indices are ERGAS, Q2n and SAM against a truth (a true image where one "
     "was given, else Wald's protocol at reduced resolution), each compared with plain interpolation of the HS image "
     "through the same steps. All three at least as good: better. Some better, some worse: mixed. None better: "
     "no better than interpolation. There are no thresholds of quality that hold for every sensor and scene. "
     "Full-resolution indices need no truth but can favour interpolation, so they only support the verdict; "
-    f"the bounds on D_lambda,K ({CONSISTENT:g} and {INCONSISTENT:g}) are rules of thumb."
+    f"the bounds on D_λ,K ({CONSISTENT:g} and {INCONSISTENT:g}) are rules of thumb."
 )
 
 
@@ -54,7 +54,7 @@ class Verdict:
 def judge(metrics: dict[str, Any]) -> Verdict:
     """Return the verdict on a fused image from its metrics."""
     rows = index_rows(metrics)
-    name = method_name(metrics)
+    name = short_name(metrics)
     if metrics.get("method") == "bicubic":
         verdict = Verdict(
             UNKNOWN,
@@ -119,10 +119,10 @@ def _change(row: IndexRow) -> str:
     if row.fused is None or row.control is None:
         return ""
     if row.key == "PSNR":
-        return f", {row.fused - row.control:+.2f} dB"
+        return f", {row.fused - row.control:+.2f} dB".replace("-", "−")
     if row.key == "Q2n" or abs(row.control) < 1e-9:
         return ""
-    return f", {100 * (row.fused / row.control - 1):+.0f} %"
+    return f", {100 * (row.fused / row.control - 1):+.0f} %".replace("-", "−")
 
 
 def _without_control(name: str, rows: list[IndexRow]) -> Verdict:
@@ -159,7 +159,7 @@ def _add_full(rows: list[IndexRow], verdict: Verdict) -> None:
         control = f"; interpolation {show('D_lambda_K', khan.control)}" if khan.control is not None else ""
         verdict.sentences.append(
             f"Seen again by the HS sensor, the fused image {word} "
-            f"(D_lambda,K {show('D_lambda_K', khan.fused)}{control}; 0 is perfect)."
+            f"(D_λ,K {show('D_lambda_K', khan.fused)}{control}; 0 is perfect)."
         )
     quality = full.get("HQNR")
     if quality is not None and quality.fused is not None:
@@ -171,6 +171,6 @@ def _add_full(rows: list[IndexRow], verdict: Verdict) -> None:
 
 
 def verdict(metrics: dict[str, Any]) -> str:
-    """Return the verdict as plain text."""
+    """Return the verdict as plain ASCII text."""
     judged = judge(metrics)
-    return " ".join([judged.headline, *judged.sentences])
+    return plain(" ".join([judged.headline, *judged.sentences]))
