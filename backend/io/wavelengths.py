@@ -83,18 +83,18 @@ def read_band_table(dataset: rasterio.DatasetReader) -> BandTable:
     units: str | None = dataset_tags.get("wavelength_units") or dataset_tags.get("wavelength units")
     raw: list[float | None] = [None] * count
     fwhm: list[float | None] = [None] * count
+    imagery = [_lower(dataset.tags(index + 1, ns="IMAGERY")) for index in range(count)]
+    has_imagery = any("central_wavelength_um" in tags for tags in imagery)
     for index in range(count):
-        imagery = _lower(dataset.tags(index + 1, ns="IMAGERY"))
         tags = _lower(dataset.tags(index + 1))
-        centre = _number(imagery.get("central_wavelength_um"))
-        if centre is not None:
-            raw[index], fwhm[index], units = centre, _number(imagery.get("fwhm_um")), "um"
-            continue
-        raw[index] = _number(tags.get("wavelength"))
-        fwhm[index] = _number(tags.get("fwhm"))
-        units = tags.get("wavelength_units") or tags.get("wavelength_unit") or units
         if _number(tags.get("bbl")) == 0 or _number(tags.get("badbandmultiplier")) == 0:
             table.good[index] = False
+        if has_imagery:
+            raw[index], units = _number(imagery[index].get("central_wavelength_um")), "um"
+            fwhm[index] = _number(imagery[index].get("fwhm_um"))
+        else:
+            raw[index], fwhm[index] = _number(tags.get("wavelength")), _number(tags.get("fwhm"))
+            units = tags.get("wavelength_units") or tags.get("wavelength_unit") or units
     if all(v is None for v in raw):
         raw = _list(dataset_tags.get("wavelength") or dataset_tags.get("wavelengths"), count) or raw
         fwhm = _list(dataset_tags.get("fwhm"), count) or fwhm

@@ -290,18 +290,11 @@ def to_pixels(image: Tensor, mask: Tensor, dtype: np.dtype, nodata: float | None
     limits = np.iinfo(dtype)
     # float32 holds no integer between 2^31 - 128 and 2^31: clip below what would overflow.
     upper = limits.max if dtype.itemsize < 4 else float(np.nextafter(np.float32(limits.max), np.float32(0)))
-    lower = limits.min
-    inner = nodata is not None and limits.min < nodata < limits.max
-    if nodata is not None and nodata == limits.min:
-        lower += 1
-    if nodata is not None and nodata == limits.max:
-        upper -= 1
-    image = image.round_().clamp_(lower, upper)
-    pixels = image.cpu().numpy().astype(dtype)
+    pixels = image.round_().clamp_(limits.min, upper).cpu().numpy().astype(dtype)
     if nodata is not None:
-        if inner:
-            pixels[pixels == dtype.type(nodata)] += 1
+        taken = pixels == dtype.type(nodata)
+        if taken.any():
+            pixels[taken] = dtype.type(nodata + 1 if nodata < limits.max else nodata - 1)
         if not bool(mask.all()):
-            valid = np.broadcast_to(mask.cpu().numpy(), pixels.shape)
-            pixels[~valid] = dtype.type(nodata)
+            pixels[~np.broadcast_to(mask.cpu().numpy(), pixels.shape)] = dtype.type(nodata)
     return pixels
