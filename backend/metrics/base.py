@@ -26,7 +26,7 @@ BLOCK = 32
 """Side of the blocks of UIQI and Q2n and of all full-resolution indices on the coarse grid, in pixels."""
 MIN_BLOCK_PIXELS = 64
 """A block with fewer valid pixels is left out (8 x 8 is the smallest window of Wang and Bovik)."""
-CHUNK_VALUES = 1_000_000
+CHUNK_VALUES = 500_000
 """Values of one image that are worked on at once on a CPU."""
 CHUNK_VALUES_CUDA = 64_000_000
 """The same on a CUDA device."""
@@ -291,18 +291,29 @@ class ResolutionTile:
                 "give the coarse tile of the same ground",
             )
         if assignment is None:
-            if guide.shape[0] != 1:
-                raise HyperSharpError(
-                    f"a guide of {guide.shape[0]} bands needs an assignment of its bands to the HS bands",
-                    "assign each HS band the guide band that it correlates with most",
-                )
-            assignment = torch.zeros(hs.shape[0], dtype=torch.long)
-        if assignment.shape != hs.shape[:1] or int(assignment.max()) >= guide.shape[0]:
+            assignment = self.single_guide(guide, hs.shape[0])
+        if assignment.shape != hs.shape[:1] or not 0 <= int(assignment.min()) <= int(assignment.max()) < len(
+            guide
+        ):
             raise HyperSharpError("the assignment does not fit the bands", "give one guide band per HS band")
         self.assignment = assignment.to(device=fused.device, dtype=torch.long)
         self._shared: dict[str, Any] = {}
 
     shared = PairTile.shared
+
+    @staticmethod
+    def single_guide(guide: Tensor, bands: int) -> Tensor:
+        """Return the assignment of every band to the guide's only band.
+
+        Raises:
+            HyperSharpError: the guide has several bands.
+        """
+        if guide.shape[0] != 1:
+            raise HyperSharpError(
+                f"a guide of {guide.shape[0]} bands needs an assignment of its bands to the HS bands",
+                "assign each HS band the guide band that it correlates with most",
+            )
+        return torch.zeros(bands, dtype=torch.long)
 
 
 def check_cube(name: str, cube: Tensor) -> None:

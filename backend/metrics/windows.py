@@ -9,7 +9,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from .base import CHUNK_VALUES, CHUNK_VALUES_CUDA, Core
+from .base import CHUNK_VALUES_CUDA, Core
+
+CHUNK_VALUES = 250_000
+"""Values of one image whose windows are worked on at once on a CPU: several maps of them fit its cache."""
 
 
 def slide(maps: Tensor, weights: Sequence[float]) -> Tensor:
