@@ -165,7 +165,7 @@ class FusedSource:
     @property
     def group_name(self) -> str:
         """The name of its group in the layer tree."""
-        return f"{self.hs_name} fused with {self.guide_name} ({self.method_title})"
+        return f"{self.hs_name} fused ({self.method_title})"
 
 
 def describe(layer: QgsRasterLayer, source: FusedSource, metrics: dict[str, Any]) -> None:

@@ -67,11 +67,11 @@ class HyperSharpPlugin:
 
     def unload(self) -> None:
         """Remove everything again: dialog, tasks, workers, actions, provider."""
+        task.abandon_all()  # first: a task must not speak to a dialog that is gone
         if self._dialog is not None:
             self._dialog.close()
             self._dialog.deleteLater()
             self._dialog = None
-        task.abandon_all()
         if self._fuse_action is not None:
             self._iface.removePluginRasterMenu(MENU, self._fuse_action)
             self._iface.removeRasterToolBarIcon(self._fuse_action)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Optional, Union
 
 from osgeo import gdal
-from qgis.core import QgsCoordinateReferenceSystem, QgsRasterLayer
+from qgis.core import QgsCoordinateReferenceSystem, QgsRasterLayer, QgsRectangle
 
 from ..backend.errors import HyperSharpError
 from ..backend.sensors import to_nanometres
@@ -77,6 +77,13 @@ class RasterFacts:
         """Shortest and longest wavelength; None when none is known."""
         known = [w for w in self.wavelengths_nm if w is not None]
         return (min(known), max(known)) if known else None
+
+    @property
+    def extent(self) -> QgsRectangle:
+        """The smallest upright box around the raster, in its CRS."""
+        corners = [self.to_map(col, row) for col in (0, self.cols) for row in (0, self.rows)]
+        xs, ys = [c[0] for c in corners], [c[1] for c in corners]
+        return QgsRectangle(min(xs), min(ys), max(xs), max(ys))
 
     def to_map(self, col: float, row: float) -> tuple[float, float]:
         """Return the map position of a pixel position (corners at whole numbers)."""

@@ -194,7 +194,9 @@ class FeedbackTalk:
         """Take one message."""
         if isinstance(message, protocol.Progress):
             self._feedback.setProgress(100.0 * message.fraction)
-            left = "" if message.eta_s is None else f" ({duration(message.eta_s)} left)"
+            # Early in a run the time left is a guess that only confuses.
+            known = message.eta_s is not None and message.fraction >= 0.1
+            left = f" ({duration(message.eta_s)} left)" if known else ""
             if message.stage != self._stage:
                 self._stage = message.stage
                 self._feedback.setProgressText(message.stage[:1].upper() + message.stage[1:] + left)
