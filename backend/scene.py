@@ -35,6 +35,8 @@ FULL_COVERAGE = 0.999
 """Coarse pixels whose degraded guide saw less valid ground than this do not enter the statistics."""
 COARSE_TILE = 96
 """Side, in coarse pixels, of the tiles of a statistics pass."""
+FLOAT32_ROUNDING = 2e-6
+"""A band with less spread than this share of its mean is constant: what is left is rounding of the filters."""
 
 
 @dataclass
@@ -119,6 +121,12 @@ class MomentAccumulator:
         mean = self._sum / self.count
         covariance = self._square / self.count - torch.outer(mean, mean)
         return (self._pilot[:, 0] + mean).cpu(), covariance.cpu()
+
+
+def without_rounding(covariance: Tensor, mean: Tensor) -> Tensor:
+    """Return the covariance with exact zeros for constant channels, so that nothing regresses on their rounding."""
+    varies = covariance.diagonal() > (FLOAT32_ROUNDING * mean) ** 2
+    return covariance * varies[:, None] * varies[None, :]
 
 
 @dataclass
@@ -343,6 +351,7 @@ class Scene:
                 joint = torch.cat([tile.hs, tile.guide])
                 moments.update(joint[:, tile.mask])
             mean, covariance = moments.compute()
+            covariance = without_rounding(covariance, mean)
             self._statistics[mtf_gain] = SceneStatistics(moments.count, mean, covariance, self.hs.bands)
         return self._statistics[mtf_gain]
 

@@ -16,6 +16,9 @@ from ..scene import SceneStatistics
 
 RIDGE = 1e-3
 """Ridge of the intensity regression, relative to unit variance: hundreds of HS bands are nearly collinear."""
+GAIN_RIDGE = 1e-3
+"""Ridge of the injection gains of several guide bands, relative to unit variance: nearly collinear guide bands
+would otherwise get large gains of opposite sign, which amplify the guide's noise (docs/benchmarks.md)."""
 MODULATION_FLOOR = 0.1
 """Modulation needs a denominator of at least this share of the band's mean; below it, detail is added."""
 MODULATION_CEILING = 4.0
@@ -41,6 +44,11 @@ def ridge_solve(covariance: Tensor, cross: Tensor, relative: float) -> Tensor:
     correlation = covariance * scale[:, None] * scale[None, :]
     system = correlation + torch.diag(torch.where(alive, relative, 1.0).to(covariance))
     return torch.linalg.solve(system, cross * scale[:, None]) * scale[:, None]
+
+
+def gain_ridge(guide_bands: int) -> float:
+    """Return the ridge of injection gains: none for one guide band, which cannot be collinear with another."""
+    return GAIN_RIDGE if guide_bands > 1 else 0.0
 
 
 def intensity_weights(statistics: SceneStatistics, relative: float = RIDGE) -> tuple[Tensor, Tensor]:
@@ -71,7 +79,7 @@ def intensity_gains(statistics: SceneStatistics, weights: Tensor) -> Tensor:
     """
     cross = statistics.hs_covariance @ weights.T
     covariance = weights @ cross
-    return ridge_solve(covariance, cross.T, 1e-6).T
+    return ridge_solve(covariance, cross.T, gain_ridge(len(covariance))).T
 
 
 def guide_gains(statistics: SceneStatistics) -> Tensor:
@@ -79,7 +87,8 @@ def guide_gains(statistics: SceneStatistics) -> Tensor:
 
     With several guide bands this synthesises a guide for each HS band (hypersharpening, Selva et al. 2015).
     """
-    return ridge_solve(statistics.guide_covariance, statistics.cross_covariance.T, 1e-6).T
+    covariance = statistics.guide_covariance
+    return ridge_solve(covariance, statistics.cross_covariance.T, gain_ridge(len(covariance))).T
 
 
 def add_detail(upsampled: Tensor, gains: Tensor, detail: Tensor) -> Tensor:

@@ -1,9 +1,15 @@
 """Small rasters made by code."""
 
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import rasterio
 from affine import Affine
+
+sys.path.insert(0, str(Path(__file__).parent))
+from scenes import smooth_scene
 
 FINE = Affine(10.0, 0.0, 450000.0, 0.0, -10.0, 5400000.0)
 
@@ -33,20 +39,6 @@ def write_raster(
         if tags:
             dataset.update_tags(**tags)
     return str(path)
-
-
-def smooth_scene(bands, rows, cols, seed=0, low=500.0, high=4000.0):
-    """Return `[bands, rows, cols]` float64: three smooth materials with different spectra."""
-    rng = np.random.default_rng(seed)
-    y, x = np.mgrid[0:rows, 0:cols] / 16.0
-    parts = [
-        np.sin(x * a + b) * np.cos(y * c + d) + 0.3 * np.sin(3 * x * a + 2 * y * c)
-        for a, b, c, d in rng.uniform(0.6, 2.2, (3, 4))
-    ]
-    spectra = rng.uniform(0.2, 1.0, (3, bands))
-    image = sum(p[None] * s[:, None, None] for p, s in zip(parts, spectra))
-    image = (image - image.min()) / (image.max() - image.min())
-    return low + (high - low) * image
 
 
 @pytest.fixture
