@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,9 +56,7 @@ INDICES: dict[str, IndexText] = {
     "Q2n": IndexText("Q2n", "", 4, "higher", "UIQI of whole spectra"),
     "SCC": IndexText("SCC", "", 4, "higher", "correlation of edges"),
     "D_lambda": IndexText("D_λ", "", 4, "lower", "change of the relations between bands"),
-    "D_lambda_K": IndexText(
-        "D_lambda,K", "", 4, "lower", "distance of the fused image, degraded, from the HS"
-    ),
+    "D_lambda_K": IndexText("D_λ,K", "", 4, "lower", "distance of the fused image, degraded, from the HS"),
     "D_s": IndexText("D_s", "", 4, "lower", "change of the relation to the guide across scales"),
     "D_s_R": IndexText("D_s,R", "", 4, "lower", "share of the guide that the fused bands do not explain"),
     "D_rho": IndexText("D_ρ", "", 4, "lower", "lack of local correlation with the guide"),
@@ -150,6 +149,15 @@ def _row(
 def method_name(metrics: dict[str, Any]) -> str:
     """Return the method's title, its id, or "the fused image" when the method is not known."""
     return str(metrics.get("title") or metrics.get("method") or "the fused image")
+
+
+def with_below(text: str) -> list[tuple[str, str]]:
+    """Split text at indices' names into (text, what to set below the line) pairs, for the page."""
+    pairs, end = [], 0
+    for found in re.finditer(r"\bD_([λρs](?:,[A-Z])?)", text):
+        pairs.append((text[end : found.start()] + "D", found.group(1)))
+        end = found.end()
+    return [*pairs, (text[end:], "")]
 
 
 def short_name(metrics: dict[str, Any]) -> str:

@@ -12,7 +12,7 @@ import jinja2
 
 from ..errors import HyperSharpError
 from .files import write_text
-from .indices import EXPLAINED, PROTOCOLS, index_rows, method_name, number, short_name, show
+from .indices import EXPLAINED, PROTOCOLS, index_rows, method_name, number, short_name, show, with_below
 from .pictures import Views, load_views
 from .plots import (
     DARK,
@@ -80,6 +80,7 @@ def render(
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(HERE), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
+    environment.filters["with_below"] = with_below
     name = short_name(metrics)
     page = {
         "title": title or f"{name}: {_stem(names['hs'])} + {_stem(names['guide'])}",
@@ -113,9 +114,10 @@ def _pictures(views: Views) -> list[dict[str, Any]]:
     """Return the two rows of three pictures."""
     width, height = views.detail_pixels
     rows, cols = views.shape
-    return [
+    shown = [
         {
             "title": title,
+            "aspect": images["fused"].shape[0] / images["fused"].shape[1],
             "pictures": [
                 {"label": label, "uri": data_uri(picture_png(images[key]))} for key, label in PICTURES
             ],
@@ -125,6 +127,7 @@ def _pictures(views: Views) -> list[dict[str, Any]]:
             (f"Detail, {width} × {height} pixels of the fused image, enlarged", views.detail),
         )
     ]
+    return shown if (height, width) != (rows, cols) else shown[:1]
 
 
 def _plots(metrics: dict[str, Any], views: Views | None, name: str) -> dict[str, dict[str, str] | None]:
@@ -277,7 +280,9 @@ def _done(metrics: dict[str, Any], notes: dict[str, Any]) -> list[tuple[str, str
 def _how(metrics: dict[str, Any]) -> list[tuple[str, str]]:
     """Return the method, its parameters and the run."""
     method = metrics.get("method")
-    lines = [("Method", f"{method_name(metrics)}{f' ({method})' if method and metrics.get('title') else ''}")]
+    lines = [
+        ("Method", f"{method_name(metrics)}{f', id {method}' if method and metrics.get('title') else ''}")
+    ]
     parameters = metrics.get("parameters") or {}
     lines.append(("Parameters", _text(parameters) if parameters else "defaults"))
     if metrics.get("weights"):

@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from .indices import IndexRow, index_rows, plain, short_name, show
+from .indices import IndexRow, index_rows, number, plain, short_name, show
 
 GOOD, MIXED, POOR, UNKNOWN = "good", "mixed", "poor", "unknown"
 LABELS = {
@@ -21,6 +21,8 @@ SAM_TOLERANCE = 1.02
 """A spectral angle within 2 % of interpolation's counts as kept."""
 CONSISTENT, INCONSISTENT = 0.05, 0.15
 """Rules of thumb for D_λ,K: below the first the fused image, seen by the HS sensor, is nearly the HS image."""
+MIN_PIXELS = 8
+"""With fewer reduced HS pixels along a side, Wald's protocol learns from too little to decide anything."""
 EXPLANATION = (
     "How the verdict is reached: the deciding indices are ERGAS, Q2n and SAM against a truth (a true image where one "
     "was given, else Wald's protocol at reduced resolution), each compared with plain interpolation of the HS image "
@@ -66,6 +68,8 @@ def judge(metrics: dict[str, Any]) -> Verdict:
         deciding = [r for r in rows if r.protocol == protocol and r.key in DECIDING and r.gain is not None]
         if deciding:
             verdict = _compare(name, protocol, deciding, [r for r in rows if r.protocol == protocol])
+            if protocol == "reduced_resolution":
+                _doubt(metrics, verdict)
             break
     else:
         verdict = _without_control(name, rows)
@@ -99,6 +103,22 @@ def _compare(name: str, protocol: str, deciding: list[IndexRow], rows: list[Inde
             "The guide may not fit (other date, shift, other spectral range), or the scene has little detail to add."
         )
     return verdict
+
+
+def _doubt(metrics: dict[str, Any], verdict: Verdict) -> None:
+    """Take the verdict back where it rests on a handful of pixels."""
+    hs, ratio = (metrics.get("inputs") or {}).get("hs") or {}, number(metrics.get("ratio"))
+    rows, cols = number(hs.get("rows")), number(hs.get("cols"))
+    if not ratio or not rows or not cols:
+        return
+    size = int(rows // ratio), int(cols // ratio)
+    if min(size) < MIN_PIXELS:
+        verdict.level = UNKNOWN
+        verdict.headline = (
+            f"Too small to judge: reduced by the ratio, the HS image has only {size[1]} × {size[0]} pixels."
+        )
+        verdict.sentences[0] += " With so few pixels this is a hint, no proof."
+        del verdict.sentences[1:]
 
 
 def _kept(row: IndexRow) -> bool:
