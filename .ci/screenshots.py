@@ -137,9 +137,32 @@ class Scene:
                 bar.setVisible(bar.objectName() in keep)
         self.hs = QgsRasterLayer(os.path.join(self.work, "paris_hyperion_hs_30m.tif"), "Hyperion 30 m")
         self.pan = QgsRasterLayer(os.path.join(self.work, "paris_ali_pan_10m.tif"), "ALI PAN 10 m")
+        self._soften()
         QgsProject.instance().setCrs(QgsCoordinateReferenceSystem("EPSG:32631"))
         QgsProject.instance().addMapLayers([self.pan, self.hs])
         self.iface.mapCanvas().setExtent(self.hs.extent())
+
+    def _soften(self):
+        """Style the source as a user would: true colour, with room for the detail that fusion adds."""
+        from qgis.core import QgsContrastEnhancement, QgsMultiBandColorRenderer
+
+        provider = self.hs.dataProvider()
+        renderer = QgsMultiBandColorRenderer(provider, 23, 13, 3)
+        setters = (
+            renderer.setRedContrastEnhancement,
+            renderer.setGreenContrastEnhancement,
+            renderer.setBlueContrastEnhancement,
+        )
+        for setter, band in zip(setters, (23, 13, 3)):
+            low, high = provider.cumulativeCut(band, 0.02, 0.98, self.hs.extent(), 0)
+            enhancement = QgsContrastEnhancement(provider.dataType(band))
+            enhancement.setMinimumValue(low - 0.4 * (high - low))
+            enhancement.setMaximumValue(high + 0.5 * (high - low))
+            enhancement.setContrastEnhancementAlgorithm(
+                QgsContrastEnhancement.ContrastEnhancementAlgorithm.StretchToMinimumMaximum
+            )
+            setter(enhancement)
+        self.hs.setRenderer(renderer)
 
     def open_dialog(self):
         """Open the dialog from the plugin."""
@@ -180,7 +203,7 @@ class Scene:
         fused = self.task.layer
         for name, shown in (("before", self.hs), ("after", fused)):
             for layer in (self.hs, self.pan, fused):
-                root.findLayer(layer.id()).setItemVisibilityCheckedParentRecursive(layer is shown)
+                root.findLayer(layer.id()).setItemVisibilityChecked(layer is shown)
             theme = QgsMapThemeCollection.createThemeFromCurrentState(root, model)
             project.mapThemeCollection().insert(name, theme)
         for node in root.findLayers():
