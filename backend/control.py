@@ -75,6 +75,11 @@ class Control:
         if self._is_cancelled is not None and self._is_cancelled():
             raise Cancelled()
 
+    def finish(self) -> None:
+        """The result is whole and gets its final name now: a cancel that comes later comes too late."""
+        self.check()
+        self._is_cancelled = None
+
     def warn(self, text: str) -> None:
         """Report a warning once; it also stands in metrics.json and in the report."""
         if text not in self.warnings:

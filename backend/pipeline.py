@@ -21,7 +21,7 @@ from .device import choose_device, is_out_of_memory
 from .errors import ErrorCode, HyperSharpError
 from .estimate import BYTES, choose_tile
 from .io.raster import source_path
-from .io.writer import FusedWriter, check_output, default_nodata, partial_path
+from .io.writer import FusedWriter, check_output, default_nodata, partial_output
 from .job import COMPRESSIONS, DTYPES, FuseJob
 from .methods.base import FusionMethod
 from .pair import Pair
@@ -96,14 +96,16 @@ def run_fuse(job: FuseJob, control: Control) -> Result:
         method: FusionMethod = load_method(job.method)(job.parameters)
         method.fit(pair.scene, control)
         control.step()
-        write_fused(pair, method, job, dtype, control)
-        seconds = time.monotonic() - started
-        metrics = _metrics_head(job, pair, method, device, device_note, seconds)
-        outputs = {"OUTPUT": job.output}
-        if job.assess:
-            from .assessment import assess_pair
+        with partial_output(job.output) as part:
+            write_fused(pair, method, job, part, dtype, control)
+            seconds = time.monotonic() - started
+            metrics = _metrics_head(job, pair, method, device, device_note, seconds)
+            if job.assess:
+                from .assessment import assess_pair
 
-            metrics |= assess_pair(pair, job.output, control, method=job.method, parameters=job.parameters)
+                metrics |= assess_pair(pair, str(part), control, method=job.method, parameters=job.parameters)
+            control.finish()
+    outputs = {"OUTPUT": job.output}
     metrics["warnings"] = list(control.warnings)
     outputs |= write_side_files(metrics, job, job.output, hs, guide, control)
     return Result(outputs, metrics, list(control.warnings))
@@ -159,8 +161,10 @@ def _disk_bytes(pair: Pair, dtype: str, compress: str) -> int:
     return size if compress == "none" else int(size * COMPRESSED_SHARE)
 
 
-def write_fused(pair: Pair, method: FusionMethod, job: FuseJob, dtype: str, control: Control) -> None:
-    """Run the second pass: fuse tile by tile into the output file.
+def write_fused(
+    pair: Pair, method: FusionMethod, job: FuseJob, path: Path, dtype: str, control: Control
+) -> None:
+    """Run the second pass: fuse tile by tile into the file `path`.
 
     Raises:
         HyperSharpError: memory ran out at the smallest tile (oom), the disk is full, the file is not writable.
@@ -170,11 +174,10 @@ def write_fused(pair: Pair, method: FusionMethod, job: FuseJob, dtype: str, cont
     context = method.halo * grid.ratio
     side = job.tile or choose_tile(hs.count, pair.scene.guide.bands, job.memory_gb, context)
     windows = tile_windows(grid.rows, grid.cols, side)
-    partial_path(job.output).unlink(missing_ok=True)
     with (
         rasterio.Env(GDAL_CACHEMAX=_cache_bytes(job.memory_gb)),
         FusedWriter(
-            job.output,
+            path,
             (hs.count, *grid.output_shape),
             dtype,
             grid.crs,

@@ -9,7 +9,8 @@ import os
 import queue
 import shutil
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 
@@ -35,6 +36,22 @@ def partial_path(output: str | os.PathLike[str]) -> Path:
     """Return the temporary name beside the target under which it is written."""
     path = Path(output)
     return path.with_name(path.stem + ".part.tif")
+
+
+@contextmanager
+def partial_output(output: str | os.PathLike[str]) -> Iterator[Path]:
+    """Give a temporary path beside the target; rename it at the end, or remove it when anything went wrong.
+
+    An older file under the target's name stays as it is until then.
+    """
+    part = partial_path(output)
+    part.unlink(missing_ok=True)
+    try:
+        yield part
+        os.replace(part, output)
+    finally:
+        part.unlink(missing_ok=True)
+        part.with_name(part.name + ".aux.xml").unlink(missing_ok=True)
 
 
 def default_nodata(dtype: str) -> float:
@@ -95,11 +112,11 @@ def check_output(output: str, inputs: list[str], needed_bytes: int) -> None:
 class FusedWriter:
     """Writes `[bands, rows, cols]` tile by tile on a thread of its own, so that computing goes on meanwhile.
 
-    Use as a context manager: leaving it normally renames the file to its final name, leaving it by an exception
-    removes it.
+    Use as a context manager: leaving it closes the file. What it writes belongs below a temporary name
+    (`partial_output`), which becomes the final one when the whole job is done.
 
     Args:
-        output: final path.
+        path: of the file to write.
         shape: (bands, rows, cols).
         dtype: of the pixels.
         crs, transform: of the output.
@@ -113,7 +130,7 @@ class FusedWriter:
 
     def __init__(
         self,
-        output: str | os.PathLike[str],
+        path: str | os.PathLike[str],
         shape: tuple[int, int, int],
         dtype: str,
         crs: CRS | None,
@@ -127,12 +144,11 @@ class FusedWriter:
         compress: str = "deflate",
         overviews: bool = False,
     ) -> None:
-        self._final, self._part = Path(output), partial_path(output)
         self._dtype, self._nodata, self._overviews = np.dtype(dtype), nodata, overviews
         self._queue: queue.Queue[tuple[Window, np.ndarray] | None] = queue.Queue(maxsize=1)
         self._error: BaseException | None = None
         self._dataset = rasterio.open(
-            self._part,
+            path,
             "w",
             driver="GTiff",
             count=shape[0],
@@ -240,13 +256,10 @@ class FusedWriter:
                 if self._overviews:
                     levels = [2**k for k in range(1, 8) if max(self._dataset.shape) // 2**k >= BLOCK]
                     self._dataset.build_overviews(levels, Resampling.average)
-                self._close()
-                self._raise_error()
-                os.replace(self._part, self._final)
         finally:
             self._close()
-            self._part.unlink(missing_ok=True)
-            self._part.with_name(self._part.name + ".aux.xml").unlink(missing_ok=True)
+        if kind is None:
+            self._raise_error()
 
     def _close(self) -> None:
         """Close the dataset; what its last flush could not write becomes the error."""
