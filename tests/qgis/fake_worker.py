@@ -69,17 +69,36 @@ def main(how):
         print("not for the parent")
     if how == "error":
         Path(part).unlink()
-        send(type="error", code="oom", message="memory ran out", hint="use less", retry=True, details="Traceback")
+        send(
+            type="error",
+            code="oom",
+            message="memory ran out",
+            hint="use less",
+            retry=True,
+            details="Traceback",
+        )
         return 0
     for step in range(4 if how in ("ok", "noise") else 4000):
         if cancelled.wait(0.05):
             Path(part).unlink()
             send(type="cancelled")
             return 0
-        send(type="progress", stage="fusing", done=step + 1, total=4, fraction=min(1, (step + 1) / 4), eta_s=1.0)
+        send(
+            type="progress",
+            stage="fusing",
+            done=step + 1,
+            total=4,
+            fraction=min(1, (step + 1) / 4),
+            eta_s=1.0,
+        )
     Path(part).rename(job["output"])
     send(type="log", level="warning", text="a warning")
-    send(type="result", outputs={"OUTPUT": job["output"]}, metrics={"method": job["method"]}, warnings=["a warning"])
+    send(
+        type="result",
+        outputs={"OUTPUT": job["output"]},
+        metrics={"method": job["method"]},
+        warnings=["a warning"],
+    )
     ended.wait(10)
     return 0
 

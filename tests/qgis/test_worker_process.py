@@ -112,7 +112,11 @@ def test_error_keeps_code_hint_and_details(fuse_job, fake):
     seen = []
     with pytest.raises(HyperSharpError) as caught:
         worker_process.run_job(fuse_job, seen.append, command=fake("error"))
-    assert (caught.value.code, caught.value.hint, caught.value.retry) == (ErrorCode.OUT_OF_MEMORY, "use less", True)
+    assert (caught.value.code, caught.value.hint, caught.value.retry) == (
+        ErrorCode.OUT_OF_MEMORY,
+        "use less",
+        True,
+    )
     assert "Traceback" not in str(caught.value)
     assert seen[-1] == protocol.Log("debug", "Traceback")
 
@@ -156,7 +160,9 @@ def test_two_runs_at_once(tmp_path, fake):
 
     def run(name):
         job = FuseJob(hs="a", guide="b", output=str(tmp_path / name), method=name)
-        results[name] = worker_process.run_job(job, lambda _m: most.append(worker_process.running()), command=fake("ok"))
+        results[name] = worker_process.run_job(
+            job, lambda _m: most.append(worker_process.running()), command=fake("ok")
+        )
 
     threads = [threading.Thread(target=run, args=(f"run{i}",)) for i in range(2)]
     for thread in threads:
