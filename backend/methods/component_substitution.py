@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What `gsa` and `brovey` share: an intensity that the HS bands explain of the guide."""
+"""What component substitution methods share: an intensity that the HS bands explain of the guide."""
 
 from __future__ import annotations
 
@@ -22,11 +22,15 @@ class ComponentSubstitution(FusionMethod):
     def intensity(self, statistics: SceneStatistics) -> tuple[Tensor, Tensor]:
         """Return the intensity's weights `[guide bands, bands]` and offsets `[guide bands]`."""
 
+    def injection_gains(self, statistics: SceneStatistics, weights: Tensor) -> Tensor:
+        """Return the gains `[bands, guide bands]` of the bands' regression on the intensities."""
+        return intensity_gains(statistics, weights)
+
     def fit(self, scene: Scene, control: Control) -> None:
         """Learn intensity weights and injection gains at coarse resolution."""
         statistics = scene.statistics(scene.mtf_hs, control)
         self.weights, self.offset = self.intensity(statistics)
-        self.gains = intensity_gains(statistics, self.weights)
+        self.gains = self.injection_gains(statistics, self.weights)
         self.hs_mean = statistics.hs_mean
         self.intensity_mean = self.weights @ statistics.hs_mean + self.offset
         explained = (self.weights @ statistics.hs_covariance @ self.weights.T).diagonal()
