@@ -17,10 +17,57 @@ APT_QGIS := qgis python3-qgis qgis-providers python3-gdal python3-venv xvfb xaut
 SUDO := $(shell [ "$$(id -u)" = 0 ] || command -v sudo || true)
 APT_GET := $(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get -o DPkg::Lock::Timeout=600
 
-.PHONY: help env env-qgis
+.PHONY: help env env-qgis demo test test-backend test-qgis test-packaging lint format bench quality screenshots package gpu clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+
+# ---------------------------------------------------------------- the main job
+
+demo: env env-qgis  ## fuse the sample scene through QGIS into demo/ (or HS=... GUIDE=... METHOD=...)
+	@HS="$(HS)" GUIDE="$(GUIDE)" METHOD="$(METHOD)" $(PY) .ci/demo.py
+
+# ---------------------------------------------------------------- tests
+
+test: lint test-backend test-packaging test-qgis  ## every test
+
+lint: env
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+
+test-backend: env  ## the engine, without QGIS
+	$(PY) -m pytest -p no:pytest_qgis -q tests/backend
+
+test-packaging: env  ## import rules, plugin zip, the site's scan
+	$(PY) -m pytest -p no:pytest_qgis -q tests/packaging
+
+test-qgis: env env-qgis  ## the plugin in a real QGIS
+	QT_QPA_PLATFORM=offscreen HYPERSHARP_PYTHON=$(abspath $(PY)) $(PYQ) -m pytest -q tests/qgis
+
+format: env
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+
+# ---------------------------------------------------------------- figures and pictures
+
+bench: env env-qgis  ## seconds and peak memory beside plain writing and gdal_pansharpen.py
+	$(PY) tests/bench/bench_fusion.py
+	$(PY) tests/bench/bench_metrics.py
+
+quality: env  ## the table of methods on the cubes of the data folder
+	$(PY) .ci/quality_table.py
+
+gpu: env  ## what needs CUDA: parity tests; skipped with a reason elsewhere
+	$(PY) -m pytest -p no:pytest_qgis -q -m gpu tests/backend
+
+screenshots: env env-qgis  ## pictures of the plugin in the real QGIS desktop, into docs/images/
+	.ci/screenshots
+
+package: env  ## the plugin zip, into dist/
+	$(PY) .ci/build_zip.py
+
+clean:  ## remove what was built, environments included
+	rm -rf $(VENV) $(VENV_QGIS) $(STAMPS) build dist demo *.egg-info
 
 # ---------------------------------------------------------------- environments
 
