@@ -64,6 +64,8 @@ def build_report(
     except HyperSharpError as error:
         missing = f"No pictures and spectra: {error.message}."
     names = {"fused": Path(fused).name, "hs": Path(hs).name, "guide": Path(guide).name}
+    if title is None:
+        title = f"{short_name(metrics)}: {pair_name(hs, guide)}"
     write_text(render(metrics, views, names, title=title, notes=notes, missing=missing), output)
 
 
@@ -83,7 +85,7 @@ def render(
     environment.filters["with_below"] = with_below
     name = short_name(metrics)
     page = {
-        "title": title or f"{name}: {_stem(names['hs'])} + {_stem(names['guide'])}",
+        "title": title or f"{name}: {names['hs']} + {names['guide']}",
         "names": names,
         "method": name,
         "made": datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
@@ -106,8 +108,13 @@ def render(
     return environment.get_template("report.html").render(page)
 
 
-def _stem(name: str) -> str:
-    return Path(name).stem
+def pair_name(hs: str | os.PathLike[str], guide: str | os.PathLike[str]) -> str:
+    """Return a name for a pair: the files' names, with their folder's where these say little ("hs", "guide")."""
+    one, two = Path(hs), Path(guide)
+    both = f"{one.stem} + {two.stem}"
+    if min(len(one.stem), len(two.stem)) <= 5 and one.parent == two.parent and one.parent.name:
+        return f"{one.parent.name} ({both})"
+    return both
 
 
 def _pictures(views: Views) -> list[dict[str, Any]]:
@@ -318,8 +325,7 @@ def quicklook(
         HyperSharpError: a raster cannot be read or the file cannot be written.
     """
     views = load_views(fused, hs, guide)
-    heading = title or f"{_stem(os.fspath(hs))} + {_stem(os.fspath(guide))}"
-    png = quicklook_png(views, heading, method or _stem(os.fspath(fused)))
+    png = quicklook_png(views, title or pair_name(hs, guide), method or Path(fused).stem)
     target = Path(output_png)
     part = target.with_name(target.name + ".part")
     try:
