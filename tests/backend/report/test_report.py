@@ -295,7 +295,6 @@ def test_without_georeference_the_hs_covers_the_fused_image(tmp_path, files, sce
     for key, path in files.items():
         with rasterio.open(path) as source:
             array = source.read()
-        import warnings
 
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
