@@ -10,7 +10,8 @@ import math
 import os
 import re
 import warnings
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -163,20 +164,24 @@ class _Sources:
         else:
             resampling = Resampling.cubic
         options = {} if dataset.nodata is None else {"src_nodata": dataset.nodata}
-        with WarpedVRT(
-            dataset,
-            src_crs=crs or "EPSG:3857",
-            src_transform=transform,
-            crs=self.fused.crs or "EPSG:3857",
-            transform=target,
-            width=frame.cols,
-            height=frame.rows,
-            resampling=resampling,
-            dtype="float32",
-            nodata=math.nan,
-            **options,
-        ) as warped:
-            return warped.read([b + 1 for b in bands]).astype(np.float32)
+        with (
+            _only(dataset, bands) as part,
+            WarpedVRT(
+                part,
+                src_crs=crs or "EPSG:3857",
+                src_transform=transform,
+                crs=self.fused.crs or "EPSG:3857",
+                transform=target,
+                width=frame.cols,
+                height=frame.rows,
+                resampling=resampling,
+                dtype="float32",
+                nodata=math.nan,
+                **options,
+            ) as warped,
+        ):
+            wanted = [b + 1 for b in bands] if part is dataset else list(range(1, len(bands) + 1))
+            return warped.read(wanted).astype(np.float32)
 
     def spectrum(self, dataset: rasterio.DatasetReader, row: int, col: int) -> Array | None:
         """Return the spectrum of the pixel that covers a fused pixel's centre; None outside."""
@@ -193,6 +198,20 @@ class _Sources:
             return None
         values = dataset.read(window=Window(at[1], at[0], 1, 1), masked=True)
         return values.astype(np.float64).filled(np.nan)[:, 0, 0]
+
+
+@contextmanager
+def _only(dataset: rasterio.DatasetReader, bands: list[int]) -> Iterator[rasterio.DatasetReader]:
+    """Open these bands (from 0) alone: a warped dataset of hundreds of bands computes them all for any one."""
+    try:
+        if "?" in dataset.name or dataset.count <= len(bands):
+            raise RasterioError("nothing to leave out")
+        part = rasterio.open(f"vrt://{dataset.name}?bands={','.join(str(b + 1) for b in bands)}")
+    except RasterioError:
+        yield dataset
+        return
+    with part:
+        yield part
 
 
 def load_views(

@@ -51,10 +51,18 @@ def picture_png(image: Array) -> bytes:
     return buffer.getvalue()
 
 
-def _figure(width: float, height: float, theme: Theme) -> Figure:
-    figure = Figure(figsize=(width, height), dpi=DPI, facecolor=theme.paper, layout="constrained")
+def _figure(width: float, height: float, theme: Theme, layout: str | None = None) -> Figure:
+    figure = Figure(figsize=(width, height), dpi=DPI, facecolor=theme.paper, layout=layout)
     FigureCanvasAgg(figure)
     return figure
+
+
+def _panels(count: int, theme: Theme) -> tuple[Figure, list[Axes]]:
+    """Return a figure with panels side by side and room for one legend below."""
+    figure = _figure(11.0, 3.1, theme)
+    # Set by hand: finding the layout automatically takes longer than drawing the plot.
+    figure.subplots_adjust(left=0.052, right=0.992, top=0.905, bottom=0.245, wspace=0.24)
+    return figure, [figure.add_subplot(1, count, i + 1) for i in range(count)]
 
 
 def _png(figure: Figure) -> bytes:
@@ -133,12 +141,11 @@ def per_band_plot(
     if not panels:
         return None
     with matplotlib.rc_context({"font.family": "DejaVu Sans"}):
-        figure = _figure(11.0, 3.1, theme)
+        figure, plots = _panels(len(panels), theme)
         shaded = False
-        for index, (key, label) in enumerate(panels):
+        for axes, (key, label) in zip(plots, panels):
             values = per_band[key]
             x, xlabel = axis_of(per_band.get("wavelength_nm") or [], len(values))
-            axes = figure.add_subplot(1, len(panels), index + 1)
             shaded |= _shade(axes, ranges, theme, xlabel)
             if len(control.get(key) or []) == len(values):
                 _line(axes, *curve(x, control[key]), theme.control, "interpolation", "--", 1.2)
@@ -159,7 +166,7 @@ def _legend(figure: Figure, theme: Theme, shaded: bool) -> None:
     figure.legend(
         handles.values(),
         handles.keys(),
-        loc="outside lower center",
+        loc="lower center",
         ncols=4,
         frameon=False,
         fontsize=8,
@@ -172,10 +179,9 @@ def spectra_plot(views: Views, name: str, theme: Theme) -> bytes | None:
     if not views.spots:
         return None
     with matplotlib.rc_context({"font.family": "DejaVu Sans"}):
-        figure = _figure(11.0, 3.2, theme)
+        figure, plots = _panels(len(views.spots), theme)
         shaded = False
-        for index, spot in enumerate(views.spots):
-            axes = figure.add_subplot(1, len(views.spots), index + 1)
+        for axes, spot in zip(plots, views.spots):
             x, xlabel = axis_of(views.wavelength_nm, len(spot.fused))
             shaded |= _shade(axes, views.guide_ranges_nm, theme, xlabel)
             if spot.hs is not None:
@@ -184,9 +190,7 @@ def spectra_plot(views: Views, name: str, theme: Theme) -> bytes | None:
                     axes, *curve(hs_x, spot.hs), theme.control, "HS pixel that covers it (before)", "--", 1.2
                 )
             _line(axes, *curve(x, spot.fused), theme.fused, f"fused pixel (after, {name})")
-            _dress(
-                axes, theme, f"{SPOT_MARKS[spot.name]}  {spot.name}", xlabel, "value" if index == 0 else ""
-            )
+            _dress(axes, theme, f"{SPOT_MARKS[spot.name]}  {spot.name}", xlabel, "")
         _legend(figure, theme, shaded)
         return _png(figure)
 
@@ -240,7 +244,7 @@ def quicklook_png(views: Views, title: str, method: str) -> bytes:
     panel = 3.6
     heights = [panel * rows / cols, panel]
     with matplotlib.rc_context({"font.family": "DejaVu Sans"}):
-        figure = _figure(3 * panel + 0.2, sum(heights) + 0.95, LIGHT)
+        figure = _figure(3 * panel + 0.2, sum(heights) + 0.95, LIGHT, "constrained")
         grid = figure.add_gridspec(2, 3, height_ratios=heights)
         figure.suptitle(title, fontsize=12, color=LIGHT.ink, fontweight="bold")
         for row, pictures in enumerate((views.overview, views.detail)):
