@@ -100,31 +100,32 @@ def sam(fused, reference, mask):
     return np.degrees(np.arccos(np.clip(cosine, -1, 1))).mean()
 
 
+def windows_of(image, side):
+    """Return every window of an image as a list of its pixels, [windows, side * side]."""
+    return np.lib.stride_tricks.sliding_window_view(image, (side, side)).reshape(-1, side * side)
+
+
+def correlation(x, y):
+    """Pearson's coefficient along the last axis."""
+    x, y = x - x.mean(-1, keepdims=True), y - y.mean(-1, keepdims=True)
+    return (x * y).sum(-1) / np.sqrt((x**2).sum(-1) * (y**2).sum(-1))
+
+
 def scc(fused, reference, mask):
     """Correlation of 3 x 3 Laplacians where the whole neighbourhood is valid."""
-    rows, cols = mask.shape
-    values = []
-    for f, r in zip(fused, reference):
-        pairs = []
-        for i in range(1, rows - 1):
-            for j in range(1, cols - 1):
-                window = (slice(i - 1, i + 2), slice(j - 1, j + 2))
-                if mask[window].all():
-                    pairs.append([9 * v[i, j] - v[window].sum() for v in (f, r)])
-        values.append(np.corrcoef(np.array(pairs).T)[0, 1])
-    return np.mean(values)
+    whole = windows_of(mask, 3).all(1)
+    detail = [
+        [(9 * w[:, 4] - w.sum(1))[whole] for w in (windows_of(v, 3) for v in image)]
+        for image in (fused, reference)
+    ]
+    return np.mean([correlation(f, r) for f, r in zip(*detail)])
 
 
 def d_rho(fused, guide, mask, side):
-    rows, cols = mask.shape
-    values = []
-    for i in range(rows - side + 1):
-        for j in range(cols - side + 1):
-            window = (slice(i, i + side), slice(j, j + side))
-            if mask[window].all():
-                p = guide[window].ravel()
-                values.append([np.corrcoef(f[window].ravel(), p)[0, 1] for f in fused])
-    return 1 - np.mean(values)
+    """One less the mean correlation with the guide over all whole windows."""
+    whole = windows_of(mask, side).all(1)
+    guide = windows_of(guide, side)[whole]
+    return 1 - np.mean([correlation(windows_of(f, side)[whole], guide) for f in fused])
 
 
 @pytest.fixture(scope="session")

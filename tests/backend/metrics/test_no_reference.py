@@ -160,7 +160,7 @@ def test_against_textbook_numpy(scene, naive, holes, ratio, size, with_holes):
 
 def test_many_bands(scene, naive):
     """426 bands: all 90 525 pairs, spot-checked, and Q2n with 512 components."""
-    inputs = make(scene, bands=426, rows=16, cols=20, ratio=2)
+    inputs = make(scene, bands=426, rows=9, cols=14, ratio=2)
     values = score(inputs, 2)
     finite(values)
     n = numpy_inputs(inputs)

@@ -19,7 +19,7 @@ def test_components(bands, expected):
     assert components(bands) == expected
 
 
-@pytest.mark.parametrize("size", [1, 2, 4, 8, 16, 32, 64])
+@pytest.mark.parametrize("size", [1, 2, 4, 8, 16, 32])
 def test_signs_are_those_of_the_recursive_product(naive, size):
     unit = np.eye(size)
     table = sign_table(size).numpy()
@@ -51,7 +51,7 @@ def test_mean_product_by_gathering(naive, bands):
 
 
 @pytest.mark.parametrize("scale", [1.0, 10000.0, 65535.0])
-@pytest.mark.parametrize("bands", [1, 4, 9, 64, 130])
+@pytest.mark.parametrize("bands", [1, 4, 9, 33])
 def test_against_the_textbook(scene, naive, bands, scale):
     """Odd sizes: the blocks at the border are 32 x 13, 5 x 32 and 5 x 13 (65 pixels, just enough)."""
     fused, reference, mask = scene(bands=bands, rows=37, cols=45, scale=scale, seed=bands)
@@ -59,8 +59,9 @@ def test_against_the_textbook(scene, naive, bands, scale):
     assert score(fused, reference).value == pytest.approx(expected, rel=1e-9)
 
 
-def test_against_the_textbook_of_426_bands(scene, naive):
-    fused, reference, mask = scene(bands=426, rows=32, cols=32)
+@pytest.mark.parametrize("bands", [200, 426])
+def test_against_the_textbook_of_hundreds_of_bands(scene, naive, bands):
+    fused, reference, mask = scene(bands=bands, rows=16, cols=10)
     expected = naive.q2n(fused.double().numpy(), reference.double().numpy(), mask.numpy())
     assert score(fused, reference).value == pytest.approx(expected, rel=1e-9)
 
