@@ -31,6 +31,7 @@ from ..log import tr
 from ..rasters import read_facts
 from .base import HyperSharpAlgorithm, enum_parameter, index_values
 
+MIN_TILE = 64
 _METHOD_LIST = " ".join(f"{info.id}: {info.title}. {info.summary}" for info in METHODS.values())
 
 
@@ -131,7 +132,9 @@ class FuseAlgorithm(HyperSharpAlgorithm):
             return False, log.sentence(error)
         if facts.problems:
             return False, facts.problems[0]
-        problem = self._output_problem(parameters, context, facts)
+        problem = self._option_problem(parameters, context) or self._output_problem(
+            parameters, context, facts
+        )
         return (False, problem) if problem else (True, "")
 
     def _pair(self, parameters: dict[str, Any], context: QgsProcessingContext) -> pair.PairFacts:
@@ -146,6 +149,20 @@ class FuseAlgorithm(HyperSharpAlgorithm):
         if box.isNull() or box.isEmpty():
             return None
         return QgsReferencedRectangle(box, self.parameterAsExtentCrs(parameters, "EXTENT", context))
+
+    def _option_problem(self, parameters: dict[str, Any], context: QgsProcessingContext) -> Optional[str]:
+        """Return what is wrong with options that do not fit together."""
+        if 0 < self.parameterAsInt(parameters, "TILE_SIZE", context) < MIN_TILE:
+            return tr("Tile size: use 0 (automatic) or at least {least} pixels.").format(least=MIN_TILE)
+        info = METHODS[self.parameterAsEnumString(parameters, "METHOD", context)]
+        learned = self.parameterAsString(parameters, "WEIGHTS", context) or self.parameterAsInt(
+            parameters, "ADAPT_STEPS", context
+        )
+        if learned and not info.needs_weights:
+            return tr("{method} has no weights: leave weights and adaptation steps out.").format(
+                method=info.id
+            )
+        return None
 
     def _output_problem(
         self, parameters: dict[str, Any], context: QgsProcessingContext, facts: pair.PairFacts

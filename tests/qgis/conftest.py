@@ -8,7 +8,20 @@ from pathlib import Path
 
 import pytest
 
+pytest.importorskip("qgis.core")
+
 HERE = Path(__file__).resolve().parent
+
+
+@pytest.fixture(autouse=True)
+def considerate(monkeypatch):
+    """Leave no statistics beside the data that QGIS looks at, and a core to the others."""
+    from osgeo import gdal
+
+    gdal.SetConfigOption("GDAL_PAM_ENABLED", "NO")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    yield
+    gdal.SetConfigOption("GDAL_PAM_ENABLED", None)
 
 
 @pytest.fixture

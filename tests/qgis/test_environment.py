@@ -70,8 +70,8 @@ def test_wrong_setting_is_not_passed_over(monkeypatch):
     [
         ("echo broken >&2; exit 3", "broken"),
         ("echo hello", "does not answer as Python"),
-        ("echo '{\"version\": [3, 8, 1], \"missing\": []}'", "3.8.1"),
-        ("echo '{\"version\": [3, 12, 1], \"missing\": [\"torch\"]}'", "pip install torch"),
+        ('echo \'{"version": [3, 8, 1], "missing": []}\'', "3.8.1"),
+        ('echo \'{"version": [3, 12, 1], "missing": ["torch"]}\'', "pip install torch"),
     ],
 )
 def test_unfit_interpreters(tmp_path, text, words):
@@ -87,7 +87,7 @@ def test_hanging_interpreter(tmp_path, monkeypatch):
 
 def test_check_runs_once(tmp_path):
     count = tmp_path / "count"
-    text = f"echo x >> {count}; echo '{{\"version\": [3, 12, 1], \"missing\": []}}'"
+    text = f'echo x >> {count}; echo \'{{"version": [3, 12, 1], "missing": []}}\''
     interpreter = environment.Interpreter(script(tmp_path / "python", text), "the test")
     environment.check(interpreter)
     environment.check(interpreter)

@@ -6,12 +6,11 @@ import pytest
 
 pytest.importorskip("qgis.core")
 
-from osgeo import gdal
-from qgis.core import QgsCoordinateReferenceSystem, QgsRasterLayer, QgsRectangle, QgsReferencedRectangle
-
 from hypersharp.backend.errors import HyperSharpError
 from hypersharp.plugin.pair import output_problem, read_pair
 from hypersharp.plugin.rasters import read_facts, source_path
+from osgeo import gdal
+from qgis.core import QgsCoordinateReferenceSystem, QgsRasterLayer, QgsRectangle, QgsReferencedRectangle
 
 
 @pytest.fixture
@@ -128,7 +127,11 @@ def bad_pairs(make_raster, hs, pan):
         "equal": (hs, make_raster("equal.tif", bands=1, size=8, pixel=30), "not finer"),
         "many": (hs, make_raster("many.tif", bands=7, size=24, pixel=10), "more bands"),
         "few": (pan, make_raster("fine.tif", bands=1, size=48, pixel=5), "only 1 band"),
-        "complex": (hs, make_raster("complex.tif", bands=1, size=24, pixel=10, dtype=gdal.GDT_CFloat32), "CFloat32"),
+        "complex": (
+            hs,
+            make_raster("complex.tif", bands=1, size=24, pixel=10, dtype=gdal.GDT_CFloat32),
+            "CFloat32",
+        ),
     }
 
 

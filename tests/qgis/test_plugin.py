@@ -1,0 +1,149 @@
+"""The plugin in QGIS: loading, unloading, and nothing left behind."""
+
+import configparser
+import threading
+
+import pytest
+
+pytest.importorskip("qgis.core")
+
+import hypersharp
+from hypersharp.plugin import task, worker_process
+from qgis.core import QgsApplication
+from qgis.PyQt.QtWidgets import QAction, QMainWindow, QMenu
+
+pytestmark = pytest.mark.usefixtures("no_children")
+
+
+class Desktop:
+    """What of QGIS's interface the plugin touches, counted."""
+
+    def __init__(self):
+        self.window = QMainWindow()
+        self.menu, self.toolbar, self.help = {}, [], QMenu(self.window)
+
+    def mainWindow(self):
+        return self.window
+
+    def addPluginToRasterMenu(self, name, action):
+        self.menu.setdefault(name, []).append(action)
+
+    def removePluginRasterMenu(self, name, action):
+        self.menu[name].remove(action)
+
+    def addRasterToolBarIcon(self, action):
+        self.toolbar.append(action)
+
+    def removeRasterToolBarIcon(self, action):
+        self.toolbar.remove(action)
+
+    def pluginHelpMenu(self):
+        return self.help
+
+    def mapCanvas(self):
+        from qgis.gui import QgsMapCanvas
+
+        if not hasattr(self, "canvas"):
+            self.canvas = QgsMapCanvas(self.window)
+        return self.canvas
+
+    def messageBar(self):
+        from qgis.gui import QgsMessageBar
+
+        if not hasattr(self, "bar"):
+            self.bar = QgsMessageBar(self.window)
+        return self.bar
+
+
+def settle():
+    """Let deferred deletions happen."""
+    from qgis.PyQt.QtCore import QCoreApplication, QEvent
+
+    QCoreApplication.sendPostedEvents(None, QEvent.Type.DeferredDelete)
+    QCoreApplication.processEvents()
+
+
+def test_ten_times_and_nothing_left(qgis_app, qgis_new_project):
+    desktop = Desktop()
+    desktop.mapCanvas()
+    settle()
+    threads = threading.active_count()
+    registry = QgsApplication.processingRegistry()
+    for _ in range(10):
+        plugin = hypersharp.classFactory(desktop)
+        plugin.initGui()
+        assert [a.objectName() for a in desktop.menu["HyperSharp"]] == ["hypersharp_fuse"]
+        assert len(desktop.toolbar) == 1
+        assert registry.algorithmById("hypersharp:fuse") is not None
+        dialog = plugin.show_fusion_dialog()
+        assert dialog.isVisible()
+        assert plugin.show_fusion_dialog() is dialog
+        plugin.unload()
+        settle()
+        assert desktop.menu["HyperSharp"] == []
+        assert desktop.toolbar == []
+        assert desktop.help.actions() == []
+        assert registry.providerById("hypersharp") is None
+        assert [a for a in desktop.window.findChildren(QAction) if "hypersharp" in a.objectName()] == []
+        assert desktop.window.findChild(QMainWindow, "hypersharp_fusion_dialog") is None
+    assert threading.active_count() == threads
+    assert worker_process.running() == 0
+
+
+def test_unload_ends_a_running_job(qgis_app, qgis_new_project, fuse_job, fake):
+    from hypersharp.plugin.layers import FusedSource
+    from pytest_qgis.utils import wait
+
+    desktop = Desktop()
+    plugin = hypersharp.classFactory(desktop)
+    plugin.initGui()
+    told = []
+    running = task.FusionTask(
+        FusedSource(fuse_job, "hs", "guide", None),
+        on_finished=lambda *a: told.append(a),
+        on_error=told.append,
+        command=fake("slow"),
+    )
+    QgsApplication.taskManager().addTask(running)
+    while worker_process.running() == 0:
+        wait(20)
+    wait(300)
+    plugin.unload()
+    assert worker_process.running() == 0 or not any(not w.exited() for w in worker_process._running)
+    for _ in range(50):
+        wait(20)
+        if not task.alive():
+            break
+    assert task.alive() == []
+    assert worker_process.running() == 0
+    assert told == []  # nobody is spoken to after the unload
+
+
+def test_only_the_provider_in_qgis_process(qgis_app):
+    plugin = hypersharp.classFactory(None)
+    plugin.initProcessing()
+    assert QgsApplication.processingRegistry().providerById("hypersharp") is not None
+    plugin.unload()
+    assert QgsApplication.processingRegistry().providerById("hypersharp") is None
+
+
+def test_metadata_as_the_plugin_site_reads_it(root):
+    parser = configparser.ConfigParser()
+    parser.read_string((root / "metadata.txt").read_text(encoding="utf-8"))
+    general = parser["general"]
+    mandatory = (
+        "name",
+        "description",
+        "version",
+        "qgisMinimumVersion",
+        "author",
+        "email",
+        "about",
+        "tracker",
+    )
+    for key in (*mandatory, "repository", "homepage", "qgisMaximumVersion"):
+        assert general[key].strip(), key
+    assert general["hasProcessingProvider"] == "yes"
+    assert (general["qgisMinimumVersion"], general["qgisMaximumVersion"]) == ("3.22", "4.99")
+    assert "/" not in general["author"]
+    assert (root / general["icon"]).is_file()

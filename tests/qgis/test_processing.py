@@ -1,0 +1,281 @@
+"""The Processing algorithms, with the real backend in its own environment."""
+
+import html
+import json
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("qgis.core")
+
+from hypersharp.backend.errors import HyperSharpError
+from hypersharp.backend.registry import method_ids
+from hypersharp.plugin import environment, worker_process
+from hypersharp.plugin.provider import HyperSharpProvider
+from qgis.core import (
+    QgsApplication,
+    QgsProcessingContext,
+    QgsProcessingException,
+    QgsProcessingFeedback,
+    QgsProject,
+    QgsRasterLayer,
+)
+
+PARIS = ("paris_hyperion_hs_30m.tif", "paris_ali_pan_10m.tif")
+BERLIN = ("berlin_enmapsim_hs_30m.tif", "berlin_hymap_msi_3p6m.tif")
+
+
+@pytest.fixture
+def provider(qgis_app, qgis_processing, qgis_new_project):
+    provider = HyperSharpProvider()
+    QgsApplication.processingRegistry().addProvider(provider)
+    yield provider
+    QgsApplication.processingRegistry().removeProvider(provider)
+
+
+@pytest.fixture
+def backend():
+    """Skip where there is no fusion environment, saying why."""
+    try:
+        environment.worker_command()
+    except HyperSharpError as error:
+        pytest.skip(f"no fusion environment here: {error.message}")
+
+
+class Heard(QgsProcessingFeedback):
+    """Feedback that remembers."""
+
+    def __init__(self, cancel_at=None):
+        super().__init__(False)
+        self.stages, self.progress_values, self.cancel_at = [], [], cancel_at
+        self.progressChanged.connect(self.progress_values.append)
+
+    def setProgressText(self, text):
+        self.stages.append(text)
+        if self.cancel_at is not None and text.startswith(self.cancel_at):
+            self.cancel()
+
+
+def run(name, feedback=None, **parameters):
+    import processing
+
+    return processing.run(f"hypersharp:{name}", parameters, feedback=feedback or QgsProcessingFeedback(False))
+
+
+def inputs(data, pair):
+    return {"SPECTRAL": str(data / "pairs" / pair[0]), "GUIDE": str(data / "pairs" / pair[1])}
+
+
+@pytest.mark.data
+@pytest.mark.parametrize(("pair", "ratio"), [(PARIS, 3), (BERLIN, 8)], ids=["paris", "berlin"])
+def test_fuse_a_real_pair(provider, backend, data, tmp_path, pair, ratio):
+    heard = Heard()
+    result = run(
+        "fuse",
+        heard,
+        **inputs(data, pair),
+        METHOD="gsa",
+        OUTPUT=str(tmp_path / "fused.tif"),
+        REPORT=str(tmp_path / "report.html"),
+        METRICS=str(tmp_path / "metrics.json"),
+    )
+    fused, guide = QgsRasterLayer(result["OUTPUT"]), QgsRasterLayer(str(data / "pairs" / pair[1]))
+    hs = QgsRasterLayer(str(data / "pairs" / pair[0]))
+    assert fused.isValid()
+    assert fused.bandCount() == hs.bandCount()
+    assert fused.crs() == guide.crs()
+    assert fused.rasterUnitsPerPixelX() == pytest.approx(guide.rasterUnitsPerPixelX())
+    assert fused.dataProvider().dataType(1) == hs.dataProvider().dataType(1)
+    metrics = json.loads(Path(result["METRICS"]).read_text())
+    assert metrics["ratio"] == ratio
+    assert result["SAM"] == metrics["reduced_resolution"]["fused"]["SAM"]
+    assert 0 < result["HQNR"] <= 1
+    assert result["SECONDS"] > 0
+    assert "<html" in Path(result["REPORT"]).read_text().lower()
+    assert heard.progress_values[-1] == pytest.approx(100)
+    assert heard.progress_values == sorted(heard.progress_values)
+    assert any(stage.startswith("Fusing") for stage in heard.stages)
+    assert QgsProject.instance().mapLayers() == {}  # Processing loads, the algorithm does not
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["fused.tif", "metrics.json", "report.html"]
+
+
+@pytest.fixture
+def pair(make_raster):
+    return {
+        "SPECTRAL": make_raster("hs.tif", size=16, pixel=30, wavelengths=[450, 550, 650, 850, 1600, 2200]),
+        "GUIDE": make_raster("pan.tif", bands=1, size=48, pixel=10, seed=1),
+    }
+
+
+def test_fuse_in_memory_project_without_report(provider, backend, pair, tmp_path):
+    result = run("fuse", **pair, METHOD="bicubic", ASSESS=False, OUTPUT=str(tmp_path / "o.tif"), REPORT=None)
+    assert QgsRasterLayer(result["OUTPUT"]).isValid()
+    assert result["SAM"] is None
+    assert "REPORT" not in result or not result["REPORT"]
+
+
+def test_loaded_result_is_styled_like_its_source(provider, backend, pair, tmp_path):
+    from hypersharp.plugin import layers
+
+    hs = QgsRasterLayer(pair["SPECTRAL"], "Scene")
+    style = layers.ColourStyle((3, 2, 1), ((3000.0, 3400.0), (2000.0, 2300.0), (1000.0, 1200.0)), 1, True)
+    layers.apply_style(hs, style)
+    QgsProject.instance().addMapLayer(hs)
+    context = QgsProcessingContext()
+    context.setProject(QgsProject.instance())
+    algorithm = QgsApplication.processingRegistry().createAlgorithmById("hypersharp:fuse")
+    output = str(tmp_path / "o.tif")
+    parameters = {
+        **pair,
+        "SPECTRAL": hs.id(),
+        "METHOD": "gsa",
+        "ASSESS": False,
+        "OUTPUT": output,
+        "REPORT": None,
+    }
+    details = QgsProcessingContext.LayerDetails("Fused", QgsProject.instance(), "OUTPUT")
+    context.addLayerToLoadOnCompletion(output, details)
+    results, ok = algorithm.run(parameters, context, QgsProcessingFeedback(False))
+    assert ok, results
+    processor = context.layerToLoadOnCompletionDetails(output).postProcessor()
+    assert processor is not None
+    layer = QgsRasterLayer(output, "Fused")
+    processor.postProcessLayer(layer, context, QgsProcessingFeedback(False))
+    assert layers._shown(layer) == layers._shown(hs)
+    assert layer.name() == "Scene · GSA"
+    assert "gsa" in layer.metadata().history()[-1]
+
+
+def test_assess_scores_any_fused_raster(provider, backend, pair, tmp_path):
+    fused = run("fuse", **pair, METHOD="sfim", ASSESS=False, OUTPUT=str(tmp_path / "o.tif"), REPORT=None)[
+        "OUTPUT"
+    ]
+    result = run(
+        "assess", **pair, FUSED=fused, METRICS=str(tmp_path / "m.json"), REPORT=str(tmp_path / "r.html")
+    )
+    metrics = json.loads((tmp_path / "m.json").read_text())
+    assert result["HQNR"] == metrics["full_resolution"]["fused"]["HQNR"]
+    assert (tmp_path / "r.html").is_file()
+    other = QgsRasterLayer(pair["GUIDE"])
+    with pytest.raises(QgsProcessingException, match="belong together"):
+        run("assess", **pair, FUSED=other)
+
+
+def test_simulate_then_score_against_the_truth(provider, backend, make_raster, tmp_path):
+    truth = make_raster("truth.tif", size=32, pixel=10, wavelengths=[450, 550, 650, 850, 1600, 2200])
+    made = run("simulate", REFERENCE=truth, RATIO=4, FOLDER=str(tmp_path / "sim"))
+    assert all(QgsRasterLayer(made[k]).isValid() for k in ("HS", "GUIDE_FILE", "REFERENCE_FILE"))
+    fused = run(
+        "fuse",
+        SPECTRAL=made["HS"],
+        GUIDE=made["GUIDE_FILE"],
+        ASSESS=False,
+        OUTPUT=str(tmp_path / "o.tif"),
+        REPORT=None,
+    )
+    scores = run(
+        "assess",
+        FUSED=fused["OUTPUT"],
+        SPECTRAL=made["HS"],
+        GUIDE=made["GUIDE_FILE"],
+        REFERENCE=made["REFERENCE_FILE"],
+        REPORT=None,
+    )
+    assert scores["PSNR"] > 10
+
+
+def test_cancel_leaves_nothing(provider, backend, pair, tmp_path):
+    with pytest.raises(QgsProcessingException, match="Cancelled"):
+        run("fuse", Heard(cancel_at="Reading"), **pair, OUTPUT=str(tmp_path / "o.tif"), REPORT=None)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["hs.tif", "pan.tif"]
+    assert worker_process.running() == 0
+
+
+def bad(pair, make_raster, tmp_path):
+    """Input that is refused, with a word of the reason."""
+    text = tmp_path / "text.tif"
+    text.write_text("no raster")
+    return {
+        "missing": ({**pair, "SPECTRAL": str(tmp_path / "none.tif")}, "none.tif"),
+        "text": ({**pair, "SPECTRAL": str(text)}, "text.tif"),
+        "same": ({**pair, "GUIDE": pair["SPECTRAL"]}, "same file"),
+        "coarse": ({**pair, "GUIDE": make_raster("g0.tif", bands=1, size=4, pixel=60)}, "not finer"),
+        "far": (
+            {**pair, "GUIDE": make_raster("g1.tif", bands=1, size=48, pixel=10, origin=(0, 0))},
+            "overlap",
+        ),
+        "many": ({**pair, "GUIDE": make_raster("g2.tif", bands=7, size=48, pixel=10)}, "more bands"),
+        "few": ({**pair, "SPECTRAL": make_raster("g3.tif", bands=3, size=16)}, "only 3 bands"),
+        "extent": ({**pair, "EXTENT": "0,10,0,10 [EPSG:32631]"}, "extent"),
+        "method": ({**pair, "METHOD": "magic"}, "METHOD"),
+        "overwrite": ({**pair, "OUTPUT": pair["GUIDE"]}, "inputs"),
+        "folder": ({**pair, "OUTPUT": str(tmp_path / "no" / "o.tif")}, "folder does not exist"),
+        "tile": ({**pair, "TILE_SIZE": 10}, "Tile"),
+        "weights": ({**pair, "WEIGHTS": "mine"}, "weights"),
+    }
+
+
+BAD = "missing text same coarse far many few extent method overwrite folder tile weights".split()
+
+
+@pytest.mark.parametrize("which", BAD)
+def test_bad_input_is_refused_and_the_project_untouched(
+    provider, backend, pair, make_raster, tmp_path, which
+):
+    parameters, words = bad(pair, make_raster, tmp_path)[which]
+    before = {p: p.stat().st_mtime_ns for p in tmp_path.iterdir()}
+    with pytest.raises(QgsProcessingException, match=words):
+        run("fuse", **{"OUTPUT": str(tmp_path / "o.tif"), "REPORT": None, **parameters})
+    assert {p: p.stat().st_mtime_ns for p in tmp_path.iterdir()} == before
+    assert QgsProject.instance().mapLayers() == {}
+
+
+def test_every_parameter_has_help(provider):
+    for algorithm in provider.algorithms():
+        names = {d.name() for d in algorithm.parameterDefinitions()}
+        assert set(algorithm.HELP) == names
+        for definition in algorithm.parameterDefinitions():
+            assert len(definition.help()) > 10, (algorithm.name(), definition.name())
+            assert html.escape(definition.description()) in algorithm.shortHelpString()
+            assert definition.name() == definition.name().upper()
+        page = algorithm.helpUrl().partition("#")
+        assert Path(page[0].replace("file://", "")).is_file()
+        assert f'id="{page[2]}"' in Path(page[0].replace("file://", "")).read_text(encoding="utf-8")
+        assert algorithm.tags()
+        assert algorithm.shortDescription()
+
+
+def test_fixed_names(provider):
+    assert sorted(a.id() for a in provider.algorithms()) == [
+        "hypersharp:assess",
+        "hypersharp:fuse",
+        "hypersharp:simulate",
+    ]
+    fuse = QgsApplication.processingRegistry().algorithmById("hypersharp:fuse")
+    method = fuse.parameterDefinition("METHOD")
+    assert method.usesStaticStrings()
+    assert list(method.options()) == method_ids()
+    wanted = {
+        "SPECTRAL",
+        "GUIDE",
+        "METHOD",
+        "WEIGHTS",
+        "ADAPT_STEPS",
+        "EXTENT",
+        "DEVICE",
+        "OUTPUT",
+        "REPORT",
+        "METRICS",
+    }
+    assert wanted <= {d.name() for d in fuse.parameterDefinitions()}
+    assert {"OUTPUT", "REPORT", "METRICS", "SAM", "ERGAS", "PSNR", "HQNR", "SECONDS"} <= {
+        o.name() for o in fuse.outputDefinitions()
+    }
+
+
+def test_cannot_execute_without_an_environment(provider, monkeypatch):
+    monkeypatch.setattr(environment, "checkout_pythons", lambda: [])
+    monkeypatch.delenv(environment.ENVIRONMENT_VARIABLE, raising=False)
+    ok, reason = QgsApplication.processingRegistry().algorithmById("hypersharp:fuse").canExecute()
+    assert not ok
+    assert "environment" in reason
