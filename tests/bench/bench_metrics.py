@@ -3,7 +3,8 @@
 
 The scene is streamed by tiles as the assessment does, and made by code tile by tile, outside the clock. Each row
 of the first table is a process of its own, so that its peak memory is its own. The second table compares with
-torchmetrics and with the textbook forms of the tests on a scene that these can handle.
+torchmetrics and with the textbook forms of the tests on a scene that these can handle. `--values` prints instead
+what other codes say of one and the same pair of images.
 """
 
 import argparse
@@ -201,6 +202,64 @@ def second_table(bands=32, size=256, ratio=4):
         print(f"| {key} | {ours} | {other} | {book} |", flush=True)
 
 
+def values_table():
+    """Print one pair's indices by ours and by other codes, called as a hurried user would."""
+    import sewar
+    import torchmetrics.functional.image as tm
+    from hypersharp.backend.metrics import FullReferenceSet
+
+    naive = load("naive", ROOT / "tests" / "backend" / "metrics" / "conftest.py")
+    fused, reference, mask = naive.make_scene(bands=16, rows=128, cols=128, scale=1.0, noise=0.05)
+    metrics = FullReferenceSet(4)
+    metrics.update(fused, reference, mask)
+    ours = {key: v.value for key, v in metrics.compute().items()}
+    f, r = fused[None], reference[None]
+    digital = [(10000 * image)[None] for image in (fused, reference)]
+    np_f, np_r = (np.moveaxis(image.double().numpy(), 0, -1) for image in (fused, reference))
+    rows, cols = 128, 128
+
+    def sliding(x, y):
+        """Wang and Bovik's Q in 8 x 8 sliding windows, written out."""
+        x, y = naive.windows_of(x, 8), naive.windows_of(y, 8)
+        mean_x, mean_y = x.mean(1), y.mean(1)
+        cov = ((x - mean_x[:, None]) * (y - mean_y[:, None])).mean(1)
+        return (4 * cov * mean_x * mean_y / ((x.var(1) + y.var(1)) * (mean_x**2 + mean_y**2))).mean()
+
+    textbook = np.mean([sliding(*pair) for pair in zip(fused.double().numpy(), reference.double().numpy())])
+    others = {
+        "PSNR": {
+            "peak 1": 10 * np.log10(1 / ((np_f - np_r) ** 2).mean()),
+            "in DN, peak 65535": 10 * np.log10(65535**2 / ((1e4 * (np_f - np_r)) ** 2).mean()),
+        },
+        "SAM": {
+            "torchmetrics (radians)": tm.spectral_angle_mapper(f, r),
+            "sewar (radians)": sewar.sam(np_r, np_f),
+        },
+        "ERGAS": {
+            "torchmetrics, ratio=4": tm.error_relative_global_dimensionless_synthesis(f, r, 4),
+            "torchmetrics, ratio=1/4": tm.error_relative_global_dimensionless_synthesis(f, r, 1 / 4),
+        },
+        "SSIM": {
+            "in DN, L = 1": tm.structural_similarity_index_measure(*digital, data_range=1.0),
+            "in DN, L = 65535": tm.structural_similarity_index_measure(*digital, data_range=65535.0),
+        },
+        "UIQI": {
+            "torchmetrics (Gaussian 11)": tm.universal_image_quality_index(f, r),
+            "8 x 8 sliding, textbook": textbook,
+            "8 x 8 sliding, sewar": sewar.uqi(np_r, np_f),
+        },
+        "SCC": {
+            "torchmetrics (local windows)": tm.spatial_correlation_coefficient(f, r),
+            "sewar (local windows)": sewar.scc(np_r, np_f),
+        },
+    }
+    print(f"16 bands, {rows} x {cols}, reflectance 0-1, ratio 4:\n")
+    print("| index | HyperSharp | other codes |\n|---|---|---|")
+    for key, value in ours.items():
+        said = "; ".join(f"{name}: {float(v):.4g}" for name, v in others.get(key, {}).items())
+        print(f"| {key} | {value:.4g} | {said} |")
+
+
 def main():
     """Run the benchmark, or one row of it."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -208,10 +267,14 @@ def main():
     parser.add_argument("--size", type=int, default=1000)
     parser.add_argument("--ratio", type=int, default=4)
     parser.add_argument("--tile", type=int, default=256)
+    parser.add_argument("--values", action="store_true", help="what other codes say of one pair")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.one:
         print(json.dumps(measure(args.one.split(","), args.bands, args.size, args.ratio, args.tile)))
+        return
+    if args.values:
+        values_table()
         return
     first_table(args)
     second_table()
