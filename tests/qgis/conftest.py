@@ -96,3 +96,53 @@ def no_children():
     while child_processes() - before and time.monotonic() < end:
         time.sleep(0.1)
     assert not child_processes() - before
+
+
+class Desktop:
+    """What of QGIS's interface the plugin touches, counted."""
+
+    def __init__(self):
+        from qgis.PyQt.QtWidgets import QMainWindow, QMenu
+
+        self.window = QMainWindow()
+        self.menu, self.toolbar, self.help = {}, [], QMenu(self.window)
+
+    def mainWindow(self):
+        return self.window
+
+    def addPluginToRasterMenu(self, name, action):
+        self.menu.setdefault(name, []).append(action)
+
+    def removePluginRasterMenu(self, name, action):
+        self.menu[name].remove(action)
+
+    def addRasterToolBarIcon(self, action):
+        self.toolbar.append(action)
+
+    def removeRasterToolBarIcon(self, action):
+        self.toolbar.remove(action)
+
+    def pluginHelpMenu(self):
+        return self.help
+
+    def mapCanvas(self):
+        from qgis.gui import QgsMapCanvas
+
+        if not hasattr(self, "canvas"):
+            self.canvas = QgsMapCanvas(self.window)
+        return self.canvas
+
+    def messageBar(self):
+        from qgis.gui import QgsMessageBar
+
+        if not hasattr(self, "bar"):
+            self.bar = QgsMessageBar(self.window)
+        return self.bar
+
+
+@pytest.fixture
+def desktop(qgis_app):
+    """A stand-in for QGIS's interface with a real window, canvas and message bar."""
+    stand_in = Desktop()
+    yield stand_in
+    stand_in.window.deleteLater()

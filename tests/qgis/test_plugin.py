@@ -10,49 +10,9 @@ pytest.importorskip("qgis.core")
 import hypersharp
 from hypersharp.plugin import task, worker_process
 from qgis.core import QgsApplication
-from qgis.PyQt.QtWidgets import QAction, QMainWindow, QMenu
+from qgis.PyQt.QtWidgets import QAction, QDialog
 
 pytestmark = pytest.mark.usefixtures("no_children")
-
-
-class Desktop:
-    """What of QGIS's interface the plugin touches, counted."""
-
-    def __init__(self):
-        self.window = QMainWindow()
-        self.menu, self.toolbar, self.help = {}, [], QMenu(self.window)
-
-    def mainWindow(self):
-        return self.window
-
-    def addPluginToRasterMenu(self, name, action):
-        self.menu.setdefault(name, []).append(action)
-
-    def removePluginRasterMenu(self, name, action):
-        self.menu[name].remove(action)
-
-    def addRasterToolBarIcon(self, action):
-        self.toolbar.append(action)
-
-    def removeRasterToolBarIcon(self, action):
-        self.toolbar.remove(action)
-
-    def pluginHelpMenu(self):
-        return self.help
-
-    def mapCanvas(self):
-        from qgis.gui import QgsMapCanvas
-
-        if not hasattr(self, "canvas"):
-            self.canvas = QgsMapCanvas(self.window)
-        return self.canvas
-
-    def messageBar(self):
-        from qgis.gui import QgsMessageBar
-
-        if not hasattr(self, "bar"):
-            self.bar = QgsMessageBar(self.window)
-        return self.bar
 
 
 def settle():
@@ -63,8 +23,7 @@ def settle():
     QCoreApplication.processEvents()
 
 
-def test_ten_times_and_nothing_left(qgis_app, qgis_new_project):
-    desktop = Desktop()
+def test_ten_times_and_nothing_left(desktop, qgis_new_project):
     desktop.mapCanvas()
     settle()
     threads = threading.active_count()
@@ -85,16 +44,15 @@ def test_ten_times_and_nothing_left(qgis_app, qgis_new_project):
         assert desktop.help.actions() == []
         assert registry.providerById("hypersharp") is None
         assert [a for a in desktop.window.findChildren(QAction) if "hypersharp" in a.objectName()] == []
-        assert desktop.window.findChild(QMainWindow, "hypersharp_fusion_dialog") is None
+        assert desktop.window.findChild(QDialog, "hypersharp_fusion_dialog") is None
     assert threading.active_count() == threads
     assert worker_process.running() == 0
 
 
-def test_unload_ends_a_running_job(qgis_app, qgis_new_project, fuse_job, fake):
+def test_unload_ends_a_running_job(desktop, qgis_new_project, fuse_job, fake):
     from hypersharp.plugin.layers import FusedSource
     from pytest_qgis.utils import wait
 
-    desktop = Desktop()
     plugin = hypersharp.classFactory(desktop)
     plugin.initGui()
     told = []

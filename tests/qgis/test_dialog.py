@@ -1,0 +1,263 @@
+"""The dialog: what it says before the run, the task it starts, and the layer that comes of it."""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("qgis.core")
+
+from hypersharp.backend.errors import HyperSharpError
+from hypersharp.plugin import environment, layers, settings, task, worker_process
+from pytest_qgis.utils import wait
+from qgis.core import QgsProject, QgsRasterLayer
+from qgis.PyQt.QtWidgets import QPushButton
+
+pytestmark = pytest.mark.usefixtures("no_children")
+
+
+def wait_until(condition, seconds=120):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "nothing happened in time"
+        wait(20)
+
+
+@pytest.fixture
+def commands(monkeypatch):
+    """Make the dialog's runs use a given worker."""
+    return lambda command: monkeypatch.setattr(environment, "worker_command", lambda *_: command)
+
+
+@pytest.fixture
+def backend():
+    """Skip where there is no fusion environment, saying why."""
+    try:
+        environment.worker_command()
+    except HyperSharpError as error:
+        pytest.skip(f"no fusion environment here: {error.message}")
+
+
+@pytest.fixture
+def pair(qgis_new_project, make_raster):
+    """Two layers in the project."""
+    hs = QgsRasterLayer(
+        make_raster("hs.tif", size=16, pixel=30, wavelengths=[450, 550, 650, 850, 1600, 2200]), "Scene"
+    )
+    pan = QgsRasterLayer(make_raster("pan.tif", bands=1, size=48, pixel=10, seed=1), "Sharp")
+    QgsProject.instance().addMapLayers([hs, pan])
+    return hs, pan
+
+
+@pytest.fixture
+def dialog(pair, desktop, tmp_path):
+    from hypersharp.ui.fusion_dialog import FusionDialog
+
+    settings.set_method("gsa")
+    shown = FusionDialog(desktop, desktop.mainWindow())
+    shown.output_widget.setFilePath(str(tmp_path / "out.tif"))
+    shown.show()
+    shown.refresh()
+    yield shown
+    task.abandon_all()
+    wait_until(lambda: not task.alive(), 20)
+    shown.close()
+    shown.deleteLater()
+
+
+def messages_of(bar):
+    return [item.text() for item in bar.items()]
+
+
+def test_the_likely_pair_is_chosen_and_told(dialog, pair):
+    assert (dialog.hs_chooser.source(), dialog.guide_chooser.source()) == pair
+    text = dialog.panel.toPlainText()
+    for word in ("6", "16 × 16", "48 × 48", "30 m", "10 m", "450–2200 nm", "Ready"):
+        assert word in text, word
+    assert "3" in text.split("Ratio")[1].split()[0]
+    assert "100 %" in text
+    assert dialog.run_button.isEnabled()
+    assert not dialog.cancel_button.isEnabled()
+
+
+def test_problems_are_told_before_the_run(dialog, pair, tmp_path):
+    dialog.guide_chooser.set_layer(pair[0])
+    dialog.refresh()
+    assert "same file" in dialog.panel.toPlainText()
+    assert not dialog.run_button.isEnabled()
+    assert dialog.run() is None
+    dialog.guide_chooser.set_layer(None)
+    dialog.refresh()
+    assert "Choose" in dialog.panel.toPlainText()
+    dialog.guide_chooser.set_layer(pair[1])
+    dialog.output_widget.setFilePath(str(tmp_path / "no" / "out.tif"))
+    dialog.refresh()
+    assert "does not exist" in dialog.panel.toPlainText()
+    assert not dialog.run_button.isEnabled()
+
+
+def test_a_file_that_is_not_in_the_project(dialog, make_raster):
+    path = make_raster("other.tif", bands=2, size=32, pixel=15)
+    dialog.guide_chooser.set_file(path)
+    dialog.refresh()
+    assert dialog.guide_chooser.source() == path
+    assert "15 m" in dialog.panel.toPlainText()
+    assert dialog.run_button.isEnabled()
+
+
+def test_missing_environment_is_told_before_the_run(dialog, monkeypatch):
+    monkeypatch.setattr(environment, "checkout_pythons", lambda: [])
+    monkeypatch.delenv(environment.ENVIRONMENT_VARIABLE, raising=False)
+    dialog.refresh()
+    assert "No fusion environment" in dialog.panel.toPlainText()
+    assert not dialog.run_button.isEnabled()
+
+
+def test_the_result_is_on_the_map_styled_as_its_source(dialog, pair, backend, desktop, tmp_path):
+    hs, _ = pair
+    style = layers.ColourStyle((4, 3, 2), ((4000.0, 4400.0), (3000.0, 3300.0), (2000.0, 2200.0)), 1, True)
+    layers.apply_style(hs, style)
+    running = dialog.run()
+    assert running is not None
+    assert not dialog.run_button.isEnabled()
+    assert dialog.cancel_button.isEnabled()
+    assert dialog.hs_chooser.isEnabled()  # the dialog stays usable
+    stages = []
+    running.progressed.connect(lambda stage, *_: stages.append(stage))
+    wait_until(lambda: running.layer is not None or running.error is not None)
+    assert running.error is None
+    wait(50)
+    layer = running.layer
+    assert QgsProject.instance().mapLayer(layer.id()) is layer
+    assert layers._shown(layer) == layers._shown(hs)
+    group = QgsProject.instance().layerTreeRoot().findLayer(layer.id()).parent()
+    assert ("Scene" in group.name(), "GSA" in group.name()) == (True, True)
+    assert ("Scene" in layer.name(), "GSA" in layer.name()) == (True, True)
+    assert {"fusing", "assessing"} <= set(stages)
+    metadata = layer.metadata()
+    assert "gsa" in metadata.history()[0]
+    assert "seed=0" in metadata.history()[0]
+    assert "torch" in metadata.abstract()
+    assert (tmp_path / "out.qmd").is_file()
+    assert dialog.stage_label.text() == "Done"
+    assert dialog.run_button.isEnabled()
+    for bar in (dialog.message_bar, desktop.messageBar()):
+        button = bar.currentItem().findChild(QPushButton, "hypersharp_open_report")
+        assert button is not None
+    assert (tmp_path / "out_report.html").is_file()
+    assert (tmp_path / "out_metrics.json").is_file()
+
+
+def test_the_report_button_opens_the_report(desktop, qgis_app, monkeypatch):
+    from hypersharp.ui import messages
+
+    opened = []
+    monkeypatch.setattr(messages, "open_file", opened.append)
+    messages.push_success(desktop.messageBar(), "done", "/a/report.html")
+    desktop.messageBar().currentItem().findChild(QPushButton, "hypersharp_open_report").click()
+    assert opened == ["/a/report.html"]
+    messages.push_success(desktop.messageBar(), "done")
+    assert desktop.messageBar().currentItem().findChild(QPushButton, "hypersharp_open_report") is None
+
+
+def test_an_unstyled_source_is_shown_alike(qgis_app, pair):
+    hs, _ = pair
+    style = layers.colour_style(hs)
+    assert style.bands == (3, 2, 1)  # 650, 550, 450 nm
+    assert not style.as_shown
+    low, high = style.ranges[0]
+    assert 3000 <= low < high <= 3500  # band 3's values, by construction
+    from hypersharp.backend.job import FuseJob
+
+    source = layers.FusedSource(FuseJob(hs.source(), "g", "o"), "Scene", "Sharp", style, hs.id())
+    assert layers.match_source(source)
+    assert layers._shown(hs)[:2] == (style.bands, style.ranges)
+    assert not layers.match_source(source)  # now it is a choice, and choices are left alone
+
+
+def test_a_grey_source_gives_true_colour(qgis_app, pair):
+    from qgis.core import QgsSingleBandGrayRenderer
+
+    hs, _ = pair
+    hs.setRenderer(QgsSingleBandGrayRenderer(hs.dataProvider(), 1))
+    assert layers.colour_style(hs).bands == (3, 2, 1)
+
+
+def test_cancel(dialog, commands, fake, tmp_path):
+    commands(fake("slow"))
+    running = dialog.run()
+    wait_until(lambda: dialog.progress_bar.value() > 0)
+    dialog.cancel_button.click()
+    wait_until(lambda: running.error is not None, 10)
+    wait(50)
+    assert "Cancelled" in dialog.stage_label.text()
+    assert dialog.run_button.isEnabled()
+    assert len(QgsProject.instance().mapLayers()) == 2
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["hs.tif", "pan.tif"]
+    assert messages_of(dialog.message_bar) == []
+
+
+def test_worker_killed_in_the_middle(dialog, commands, fake, tmp_path):
+    commands(fake("slow"))
+    running = dialog.run()
+    wait_until(lambda: dialog.progress_bar.value() > 0)
+    (worker,) = worker_process._running
+    os.kill(worker.pid, signal.SIGKILL)
+    wait_until(lambda: running.error is not None, 10)
+    wait(50)
+    assert "ended unexpectedly" in messages_of(dialog.message_bar)[0]
+    assert dialog.stage_label.text() == "Failed"
+    assert dialog.run_button.isEnabled()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["hs.tif", "pan.tif"]
+    assert len(QgsProject.instance().mapLayers()) == 2
+
+
+def test_two_runs_at_once(pair, backend, tmp_path):
+    from hypersharp.plugin.api import fuse
+
+    done = {}
+    tasks = [
+        fuse(
+            *pair,
+            method=method,
+            output=tmp_path / f"{method}.tif",
+            assess=False,
+            on_finished=lambda layer, metrics: done.update({metrics["method"]: layer.source()}),
+        )
+        for method in ("sfim", "brovey")
+    ]
+    wait_until(lambda: len(done) == 2 or any(t.error for t in tasks))
+    assert [t.error for t in tasks] == [None, None]
+    assert {m: Path(p).name for m, p in done.items()} == {"sfim": "sfim.tif", "brovey": "brovey.tif"}
+    groups = [g.name() for g in QgsProject.instance().layerTreeRoot().findGroups()]
+    assert len(groups) == 2
+
+
+def test_api_refuses_before_it_starts(pair, tmp_path):
+    from hypersharp.plugin.api import fuse, fuse_blocking, make_job
+
+    hs, pan = pair
+    for call, words in (
+        (lambda: fuse(hs, hs), "same file"),
+        (lambda: fuse(hs, pan, method="gsaa"), "unknown method"),
+        (lambda: fuse(hs, pan, colour="red"), "unknown option"),
+        (lambda: fuse_blocking(pan, hs), "only 1 band"),
+        (lambda: fuse_blocking(str(tmp_path / "none.tif"), pan), "not found"),
+    ):
+        with pytest.raises(HyperSharpError, match=words) as caught:
+            call()
+        assert caught.value.hint
+    assert task.alive() == []
+    job = make_job(hs, pan, extent=hs.extent())
+    assert job.extent == (500000, 5400000 - 480, 500480, 5400000)
+
+
+def test_api_blocking(pair, backend, tmp_path):
+    from hypersharp.plugin.api import fuse_blocking
+
+    path, metrics = fuse_blocking(*pair, method="bicubic", output=tmp_path / "o.tif", assess=False)
+    assert QgsRasterLayer(path).isValid()
+    assert metrics["method"] == "bicubic"
+    assert len(QgsProject.instance().mapLayers()) == 2
