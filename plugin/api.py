@@ -24,6 +24,7 @@ from ..backend import registry
 from ..backend.errors import ErrorCode, HyperSharpError
 from ..backend.job import FuseJob
 from . import layers, log, pair, settings, worker_process
+from .compat import WKT_PREFERRED
 from .rasters import LayerOrPath, read_facts, source_path
 from .task import FusionTask, OnError, OnFinished
 
@@ -83,7 +84,7 @@ def crs_text(crs: QgsCoordinateReferenceSystem) -> Optional[str]:
     """Return a CRS as the backend reads it: its authority's code, else WKT; None when it is not known."""
     if not crs.isValid():
         return None
-    return crs.authid() or crs.toWkt(QgsCoordinateReferenceSystem.WktVariant.WKT_PREFERRED)
+    return crs.authid() or crs.toWkt(WKT_PREFERRED)
 
 
 def check_pair(hs: LayerOrPath, guide: LayerOrPath) -> None:

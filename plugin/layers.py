@@ -127,9 +127,7 @@ def apply_style(layer: QgsRasterLayer, style: ColourStyle) -> None:
         enhancement.setMaximumValue(high)
         enhancement.setContrastEnhancementAlgorithm(style.algorithm, True)
         setter(enhancement)
-    origin = QgsRasterMinMaxOrigin()
-    origin.setLimits(QgsRasterMinMaxOrigin.Limits.None_)  # fixed values: QGIS must not stretch anew
-    renderer.setMinMaxOrigin(origin)
+    renderer.setMinMaxOrigin(QgsRasterMinMaxOrigin())  # no limits: fixed values, QGIS must not stretch anew
     layer.setRenderer(renderer)
     brightness = layer.brightnessFilter()
     if brightness is not None:

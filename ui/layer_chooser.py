@@ -9,7 +9,7 @@ from typing import Any, Optional
 from qgis.core import QgsMapLayerProxyModel, QgsProviderRegistry, QgsRasterLayer
 from qgis.gui import QgsMapLayerComboBox
 from qgis.PyQt.QtCore import pyqtSignal
-from qgis.PyQt.QtWidgets import QFileDialog, QHBoxLayout, QToolButton, QWidget
+from qgis.PyQt.QtWidgets import QComboBox, QFileDialog, QHBoxLayout, QToolButton, QWidget
 
 from ..plugin.log import tr
 
@@ -34,7 +34,7 @@ class LayerChooser(QWidget):
         self.combo.setShowCrs(True)
         self.combo.setToolTip(tooltip)
         self.combo.setMinimumContentsLength(24)
-        self.combo.setSizeAdjustPolicy(self.combo.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
+        self.combo.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
         self.combo.currentIndexChanged.connect(lambda _index: self.changed.emit())
         browse = QToolButton(self)
         browse.setText("…")

@@ -23,6 +23,7 @@ from ...backend import protocol
 from ...backend.errors import Cancelled, HyperSharpError
 from ...backend.job import DEFAULT_MTF_GUIDE, DEFAULT_MTF_HS, Job
 from .. import environment, log, settings, worker_process
+from ..compat import FLAG_ADVANCED
 from ..log import tr
 
 TAGS = (
@@ -110,7 +111,7 @@ class HyperSharpAlgorithm(QgsProcessingAlgorithm):
         """Add a parameter with its help."""
         definition.setHelp(tr(self.HELP[definition.name()]))
         if advanced:
-            definition.setFlags(definition.flags() | QgsProcessingParameterDefinition.Flag.FlagAdvanced)
+            definition.setFlags(definition.flags() | FLAG_ADVANCED)
         self.addParameter(definition)
 
     def add_device(self) -> None:

@@ -279,3 +279,31 @@ def test_cannot_execute_without_an_environment(provider, monkeypatch):
     ok, reason = QgsApplication.processingRegistry().algorithmById("hypersharp:fuse").canExecute()
     assert not ok
     assert "environment" in reason
+
+
+def test_real_worker_killed_while_it_writes(provider, backend, make_raster, tmp_path):
+    import os
+    import signal
+
+    class Killer(Heard):
+        """Kills the worker when it has begun to write."""
+
+        def setProgressText(self, text):
+            super().setProgressText(text)
+            if text.startswith("Fusing"):
+                (worker,) = worker_process._running
+                os.kill(worker.pid, signal.SIGKILL)
+
+    parameters = {
+        "SPECTRAL": make_raster("hs.tif", bands=60, size=100, pixel=40),
+        "GUIDE": make_raster("pan.tif", bands=1, size=800, pixel=5),
+        "TILE_SIZE": 64,
+        "OUTPUT": str(tmp_path / "o.tif"),
+        "REPORT": None,
+    }
+    killer = Killer()
+    with pytest.raises(QgsProcessingException, match="ended unexpectedly: it was killed"):
+        run("fuse", killer, **parameters)
+    assert killer.stages[-1].startswith("Fusing")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["hs.tif", "pan.tif"]
+    assert worker_process.running() == 0
