@@ -25,7 +25,7 @@ ENABLED = set()
 SAMPLE = """
 import sys
 from hypersharp.backend.simulation import simulate, write_scene
-scene = write_scene(sys.argv[1] + "/scene.tif")
+scene = write_scene(sys.argv[1] + "/scene.tif", 384, 384)
 for guide, name in (("pan", "sample-pan"), ("4", "sample-msi")):
     simulate(scene, sys.argv[1] + "/" + name, guide=guide)
 """
@@ -149,6 +149,21 @@ def fuse_through_qgis(hs, guide, method, folder, title):
         print(f"  {path.relative_to(ROOT)}")
 
 
+def sample_is_fresh():
+    """Return whether the sample pairs of an earlier run are as today's code would make them."""
+    code = [
+        *(ROOT / "backend" / "simulation").glob("*.py"),
+        ROOT / "backend" / "degradation.py",
+        Path(__file__),
+    ]
+    made = [
+        DEMO / f / n for f in ("sample-pan", "sample-msi") for n in ("hs.tif", "guide.tif", "reference.tif")
+    ]
+    if not all(path.is_file() for path in made):
+        return False
+    return min(path.stat().st_mtime for path in made) > max(path.stat().st_mtime for path in code)
+
+
 def data_folder():
     """Return the folder of real sensor data, or None."""
     folder = Path(os.environ.get("HYPERSHARP_DATA") or ROOT.parent / "shared" / "data")
@@ -169,8 +184,9 @@ def main():
         fuse_through_qgis(*paths, method, DEMO, f"{paths[0].stem} + {paths[1].stem}")
         return 0
     DEMO.mkdir(exist_ok=True)
-    print("making the sample scene (simulated, nothing is downloaded) ...", flush=True)
-    backend(SAMPLE, DEMO)
+    if not sample_is_fresh():
+        print("making the sample scene (simulated, nothing is downloaded) ...", flush=True)
+        backend(SAMPLE, DEMO)
     sample = DEMO / "sample-pan"
     fuse_through_qgis(
         sample / "hs.tif", sample / "guide.tif", method, DEMO, "Simulated sample: HS 16 m + PAN 4 m"
