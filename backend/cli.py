@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 from . import errors, protocol
 from .control import Control
 from .errors import ErrorCode, HyperSharpError
-from .job import COMPRESSIONS, DEFAULT_METHOD, DTYPES, AssessJob, FuseJob, Job, SimulateJob
+from .job import COMPRESSIONS, DEFAULT_METHOD, DTYPES, AssessJob, CompareJob, FuseJob, Job, SimulateJob
 from .registry import METHODS, why_unavailable
 
 
@@ -63,6 +63,32 @@ def build_parser() -> argparse.ArgumentParser:
     assess.add_argument("--method", help="its method, where the file does not say")
     _common(assess)
 
+    compare = commands.add_parser("compare", help="run several methods and rank them")
+    compare.add_argument("hs", metavar="HS", nargs="?", default="", help="hyperspectral raster")
+    compare.add_argument(
+        "guide", metavar="GUIDE", nargs="?", default="", help="finer panchromatic or multispectral raster"
+    )
+    compare.add_argument(
+        "--cubes", metavar="FOLDER", help="instead of HS and GUIDE: simulate a pair from every cube in it"
+    )
+    compare.add_argument("--methods", default="all", metavar="A,B,C|all", help="method ids (default all)")
+    compare.add_argument("-o", "--output", required=True, metavar="FOLDER", help="where the results go")
+    compare.add_argument("--ratio", type=int, default=4, metavar="R", help="of simulated pairs (default 4)")
+    compare.add_argument(
+        "--guide", dest="simulated_guide", default="pan", metavar="pan|4|SRF.csv", help="of simulated pairs"
+    )
+    compare.add_argument("--snr", type=float, metavar="DB", help="noise of simulated HS images")
+    compare.add_argument(
+        "--extent", type=float, nargs=4, metavar=("XMIN", "YMIN", "XMAX", "YMAX"), help="area to compare on"
+    )
+    compare.add_argument("--extent-crs", metavar="CRS", help="CRS of the extent (default: the guide's)")
+    compare.add_argument("--dtype", choices=DTYPES, default="same", help="pixel type of the outputs")
+    compare.add_argument("--no-report", action="store_true", help="write the tables only")
+    compare.add_argument(
+        "--weights", action="append", default=[], metavar="METHOD=FOLDER", help="weights of a learned method"
+    )
+    _common(compare, files=False, option="METHOD.NAME=VALUE")
+
     simulate = commands.add_parser("simulate", help="make a pair with a known truth (Wald's protocol)")
     simulate.add_argument("reference", metavar="REFERENCE", help="hyperspectral cube that becomes the truth")
     simulate.add_argument("--ratio", type=int, default=4, metavar="R")
@@ -80,7 +106,7 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _common(parser: argparse.ArgumentParser) -> None:
+def _common(parser: argparse.ArgumentParser, files: bool = True, option: str = "NAME=VALUE") -> None:
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     parser.add_argument("--memory", type=float, default=2.0, metavar="GB", help="memory bound (default 2)")
     parser.add_argument("--seed", type=int, default=0)
@@ -90,11 +116,10 @@ def _common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--mtf-guide", type=float, default=0.2, help="guide's MTF gain at Nyquist (default 0.2)"
     )
-    parser.add_argument(
-        "--option", action="append", default=[], metavar="NAME=VALUE", help="method's own option"
-    )
-    parser.add_argument("--report", metavar="R.html", help="write the quality report")
-    parser.add_argument("--metrics", metavar="M.json", help="write the indices")
+    parser.add_argument("--option", action="append", default=[], metavar=option, help="method's own option")
+    if files:
+        parser.add_argument("--report", metavar="R.html", help="write the quality report")
+        parser.add_argument("--metrics", metavar="M.json", help="write the indices")
     parser.add_argument("--progress", choices=("bar", "json", "none"), default=None)
 
 
@@ -128,6 +153,10 @@ def job_of(args: argparse.Namespace) -> Job:
         "seed": args.seed,
         "mtf_hs": args.mtf_hs,
         "mtf_guide": args.mtf_guide,
+    }
+    if args.command == "compare":
+        return _compare_job(args, shared)
+    shared |= {
         "parameters": parse_options(args.option),
         "report": args.report,
         "metrics": args.metrics,
@@ -150,6 +179,34 @@ def job_of(args: argparse.Namespace) -> Job:
         compress=args.compress,
         overviews=args.overviews,
         assess=not args.no_assess,
+        **shared,
+    )
+
+
+def _compare_job(args: argparse.Namespace, shared: dict[str, Any]) -> CompareJob:
+    parameters: dict[str, dict[str, Any]] = {}
+    for name, value in parse_options(args.option).items():
+        method, dot, option = name.partition(".")
+        if not dot:
+            raise HyperSharpError(
+                f"{name!r} names no method", "write --option method.name=value", ErrorCode.USAGE
+            )
+        parameters.setdefault(method, {})[option] = value
+    return CompareJob(
+        args.hs,
+        args.guide,
+        args.output,
+        methods=args.methods.split(","),
+        cubes=args.cubes,
+        ratio=args.ratio,
+        simulated_guide=args.simulated_guide,
+        snr_db=args.snr,
+        extent=tuple(args.extent) if args.extent else None,
+        extent_crs=args.extent_crs,
+        dtype=args.dtype,
+        parameters=parameters,
+        weights={name: str(value) for name, value in parse_options(args.weights).items()},
+        report=not args.no_report,
         **shared,
     )
 
@@ -238,7 +295,11 @@ def run(args: argparse.Namespace) -> int:
     if show_message.how == "json":
         print(protocol.encode(result), flush=True)
         return errors.EXIT_DONE
-    if result.metrics.get("reduced_resolution") or result.metrics.get("full_resolution"):
+    if isinstance(job, CompareJob):
+        from .comparison_table import terminal_text
+
+        print(terminal_text(result.metrics))
+    elif result.metrics.get("reduced_resolution") or result.metrics.get("full_resolution"):
         from .report import summary_table
 
         print(summary_table(result.metrics))

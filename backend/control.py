@@ -114,3 +114,43 @@ class Control:
         used = psutil.Process().memory_info().rss
         self._peak = max(self._peak, used)
         self._emit(Memory(used, self._peak, psutil.virtual_memory().total))
+
+
+class PartControl(Control):
+    """Control of one part of a longer job: its progress fills a share of the whole.
+
+    Its warnings stand in its own list and, once each, in the whole's. Cancelling the whole cancels the part;
+    a part that has finished does not keep the whole from being cancelled.
+
+    Args:
+        whole: control of the whole job.
+        name: what the part is, put before its stages' names; "" for nothing.
+        start, stop: its share of the whole, from 0 to 1.
+    """
+
+    def __init__(self, whole: Control, name: str, start: float, stop: float) -> None:
+        super().__init__(self._pass_on, whole._is_cancelled)
+        self._whole, self._part_name, self._from, self._to = whole, name, start, stop
+
+    def split(self, share: float) -> tuple[PartControl, PartControl]:
+        """Return the controls of two parts, the first of which takes `share` of this one."""
+        middle = self._from + share * (self._to - self._from)
+        return (
+            PartControl(self._whole, self._part_name, self._from, middle),
+            PartControl(self._whole, self._part_name, middle, self._to),
+        )
+
+    def _pass_on(self, message: Any) -> None:
+        whole = self._whole
+        if isinstance(message, Log) and message.level == "warning":
+            whole.warn(message.text)
+            return
+        if isinstance(message, Progress):
+            fraction = self._from + (self._to - self._from) * message.fraction
+            stage = f"{self._part_name}: {message.stage}" if self._part_name else message.stage
+            elapsed = time.monotonic() - whole._started
+            eta = (
+                round(elapsed * (1.0 - fraction) / fraction, 1) if fraction > 0.02 and elapsed > 0.5 else None
+            )
+            message = Progress(stage, message.done, message.total, round(fraction, 4), eta)
+        whole._emit(message)

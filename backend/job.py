@@ -131,8 +131,48 @@ class SimulateJob:
     seed: int = 0
 
 
-Job = Union[FuseJob, AssessJob, SimulateJob]
-JOB_KINDS: dict[str, type[Any]] = {cls.kind: cls for cls in (FuseJob, AssessJob, SimulateJob)}
+@dataclass
+class CompareJob:
+    """Run several methods on one pair, or on pairs simulated from a folder of cubes, and rank them.
+
+    Attributes:
+        hs, guide: paths of the pair; empty when `cubes` is given.
+        folder: where everything goes: a folder for each method, the table, the report. What a run before this one
+            has finished there with the same inputs and settings is not run again.
+        methods: method ids, or "all" for every method that can run here.
+        cubes: folder of hyperspectral cubes: each becomes the truth of a simulated pair.
+        ratio, simulated_guide, snr_db: of the simulated pairs, as in `SimulateJob`.
+        extent, extent_crs, device, dtype, memory_gb, seed, mtf_hs, mtf_guide: as in `FuseJob`.
+        parameters: each method's own options, by method id.
+        weights: name or folder of a learned method's weights, by method id.
+        report: write the HTML report.
+    """
+
+    kind: ClassVar[str] = "compare"
+
+    hs: str = ""
+    guide: str = ""
+    folder: str = ""
+    methods: list[str] = field(default_factory=lambda: ["all"])
+    cubes: Optional[str] = None
+    ratio: int = 4
+    simulated_guide: str = "pan"
+    snr_db: Optional[float] = None
+    extent: Optional[tuple[float, float, float, float]] = None
+    extent_crs: Optional[str] = None
+    device: str = "auto"
+    dtype: str = "same"
+    memory_gb: float = DEFAULT_MEMORY_GB
+    seed: int = 0
+    mtf_hs: float = DEFAULT_MTF_HS
+    mtf_guide: float = DEFAULT_MTF_GUIDE
+    parameters: dict[str, dict[str, Any]] = field(default_factory=dict)
+    weights: dict[str, str] = field(default_factory=dict)
+    report: bool = True
+
+
+Job = Union[FuseJob, AssessJob, SimulateJob, CompareJob]
+JOB_KINDS: dict[str, type[Any]] = {cls.kind: cls for cls in (FuseJob, AssessJob, SimulateJob, CompareJob)}
 
 
 def job_to_dict(job: Job) -> dict[str, Any]:

@@ -13,6 +13,7 @@ _RUNNERS = {
     "fuse": (".pipeline", "run_fuse"),
     "assess": (".assessment", "run_assess"),
     "simulate": (".simulation", "run_simulate"),
+    "compare": (".comparison", "run_compare"),
 }
 
 
