@@ -24,6 +24,7 @@ from qgis.core import (
 )
 
 from ..backend import estimate, registry
+from .log import tr
 from .rasters import RasterFacts, is_plain_file
 
 MIN_HS_BANDS = 4
@@ -92,26 +93,33 @@ def _check_roles(pair: PairFacts) -> None:
     hs, guide = pair.hs, pair.guide
     if _same_file(hs.path, guide.path):
         pair.problems.append(
-            "Both layers are the same file. Choose the hyperspectral raster and a finer PAN or multispectral raster."
+            tr(
+                "Both layers are the same file. "
+                "Choose the hyperspectral raster and a finer PAN or multispectral raster."
+            )
         )
         return
-    for role, facts in (("hyperspectral layer", hs), ("guide", guide)):
+    for role, facts in ((tr("hyperspectral layer"), hs), (tr("guide"), guide)):
         if not facts.numeric:
             pair.problems.append(
-                f"The {role} holds {facts.dtype} values. Convert it to an integer or floating-point raster."
+                tr(
+                    "The {role} holds {dtype} values. Convert it to an integer or floating-point raster."
+                ).format(role=role, dtype=facts.dtype)
             )
     if hs.bands < MIN_HS_BANDS:
-        count = f"{hs.bands} band" + ("" if hs.bands == 1 else "s")
         pair.problems.append(
-            f"The hyperspectral layer has only {count}, at least {MIN_HS_BANDS} are needed. Are the two layers swapped?"
+            tr(
+                "The hyperspectral layer has too few bands: {count}, at least {least} are needed. Are the two layers swapped?"
+            ).format(count=hs.bands, least=MIN_HS_BANDS)
         )
     elif guide.bands > hs.bands:
         pair.problems.append(
-            f"The guide has more bands ({guide.bands}) than the hyperspectral layer ({hs.bands}). "
-            "Are the two layers swapped?"
+            tr(
+                "The guide has more bands ({guide}) than the hyperspectral layer ({hs}). Are the two layers swapped?"
+            ).format(guide=guide.bands, hs=hs.bands)
         )
     if hs.spectral_range_nm is None:
-        pair.notes.append("The bands have no wavelengths: colours are spread over the bands.")
+        pair.notes.append(tr("The bands have no wavelengths: colours are spread over the bands."))
 
 
 def _same_file(a: str, b: str) -> bool:
@@ -126,8 +134,10 @@ def _set_ratio(pair: PairFacts, ratio: float) -> bool:
     pair.true_ratio = ratio
     if ratio < estimate.MIN_RATIO:
         pair.problems.append(
-            f"The guide's pixels are not finer than the hyperspectral layer's (ratio {ratio:.2f}). "
-            "Choose a guide with smaller pixels."
+            tr(
+                "The guide's pixels are not finer than the hyperspectral layer's (ratio {ratio:.2f}). "
+                "Choose a guide with smaller pixels."
+            ).format(ratio=ratio)
         )
         return False
     pair.ratio = max(2, round(ratio))
@@ -140,13 +150,15 @@ def _without_georeference(pair: PairFacts) -> None:
     ratio = guide.rows / hs.rows
     if ratio != guide.cols / hs.cols or ratio != int(ratio):
         pair.problems.append(
-            "A georeference is missing and the sizes do not agree by an integer ratio. Georeference both rasters."
+            tr(
+                "A georeference is missing and the sizes do not agree by an integer ratio. Georeference both rasters."
+            )
         )
         return
     if _set_ratio(pair, ratio):
         pair.overlap, pair.rows, pair.cols = 1.0, guide.rows, guide.cols
         pair.notes.append(
-            "A georeference is missing: both rasters are taken as covering exactly the same area."
+            tr("A georeference is missing: both rasters are taken as covering exactly the same area.")
         )
 
 
@@ -160,7 +172,7 @@ def _with_georeference(pair: PairFacts, extent: Optional[QgsReferencedRectangle]
         outline = [to_pixels(hs, *hs.to_map(*p)) for p in _outline(hs.cols, hs.rows)]
     except QgsCsException:
         pair.problems.append(
-            "The hyperspectral layer's CRS cannot be transformed to the guide's. Check both CRSs."
+            tr("The hyperspectral layer's CRS cannot be transformed to the guide's. Check both CRSs.")
         )
         return
     if not _set_ratio(pair, math.sqrt(abs((u1 - u0) * (v2 - v0) - (u2 - u0) * (v1 - v0)))):
@@ -172,7 +184,9 @@ def _with_georeference(pair: PairFacts, extent: Optional[QgsReferencedRectangle]
     if area.isEmpty() or box.width() < 1 or box.height() < 1:
         pair.overlap = 0.0
         pair.problems.append(
-            "The two layers do not overlap. Check that both show the same place and that their CRSs are right."
+            tr(
+                "The two layers do not overlap. Check that both show the same place and that their CRSs are right."
+            )
         )
         return
     if extent is not None and not extent.isEmpty():
@@ -183,11 +197,15 @@ def _with_georeference(pair: PairFacts, extent: Optional[QgsReferencedRectangle]
     pair.rows = max(1, math.floor(box.yMaximum() + 0.5) - math.ceil(box.yMinimum() - 0.5))
     if pair.overlap < 0.995:
         pair.notes.append(
-            f"The guide covers {pair.overlap:.0%} of the hyperspectral layer: the result is cut to it."
+            tr("The guide covers {share:.0f} % of the hyperspectral layer: the result is cut to it.").format(
+                share=100 * pair.overlap
+            )
         )
     if abs(pair.true_ratio - pair.ratio) > 0.01:
         pair.notes.append(
-            f"The ratio is no whole number: the hyperspectral layer is resampled once to {pair.ratio}."
+            tr(
+                "The ratio is not a whole number: the hyperspectral layer is resampled once, to a ratio of {ratio}."
+            ).format(ratio=pair.ratio)
         )
 
 
@@ -209,7 +227,7 @@ def _cut(
     us, vs = [c[0] for c in corners], [c[1] for c in corners]
     cut = box.intersect(QgsRectangle(min(us), min(vs), max(us), max(vs)))
     if cut.isNull() or cut.width() <= 0 or cut.height() <= 0:
-        pair.problems.append("The extent lies outside the area that both layers cover.")
+        pair.problems.append(tr("The extent lies outside the area that both layers cover."))
         return None
     return cut
 
@@ -255,17 +273,19 @@ def output_problem(output: str, pair: Optional[PairFacts] = None, needed_bytes: 
         needed_bytes: estimated size of the result.
     """
     if not output.lower().endswith((".tif", ".tiff")):
-        return "The output must be a GeoTIFF: let its name end in .tif."
+        return tr("The output must be a GeoTIFF: let its name end in .tif.")
     if pair is not None and any(_same_file(os.path.abspath(output), f.path) for f in (pair.hs, pair.guide)):
-        return "The output is one of the inputs. Choose another file."
+        return tr("The output is one of the inputs. Choose another file.")
     folder = os.path.dirname(os.path.abspath(output))
     if os.path.isdir(output):
-        return "The output is a folder. Name a file."
+        return tr("The output is a folder. Name a file.")
     if not os.path.isdir(folder):
-        return f"The output folder does not exist: {folder}."
+        return tr("The output folder does not exist: {folder}.").format(folder=folder)
     if not os.access(folder, os.W_OK) or (os.path.exists(output) and not os.access(output, os.W_OK)):
-        return f"The output cannot be written: {output}."
+        return tr("The output cannot be written: {output}.").format(output=output)
     free = shutil.disk_usage(folder).free
     if needed_bytes > free:
-        return f"The disk is too small: about {needed_bytes / 1e9:.1f} GB needed, {free / 1e9:.1f} GB free."
+        return tr("The disk is too small: about {needed:.1f} GB needed, {free:.1f} GB free.").format(
+            needed=needed_bytes / 1e9, free=free / 1e9
+        )
     return None

@@ -243,7 +243,7 @@ def test_api_refuses_before_it_starts(pair, tmp_path):
         (lambda: fuse(hs, hs), "same file"),
         (lambda: fuse(hs, pan, method="gsaa"), "unknown method"),
         (lambda: fuse(hs, pan, colour="red"), "unknown option"),
-        (lambda: fuse_blocking(pan, hs), "only 1 band"),
+        (lambda: fuse_blocking(pan, hs), "too few bands: 1"),
         (lambda: fuse_blocking(str(tmp_path / "none.tif"), pan), "not found"),
     ):
         with pytest.raises(HyperSharpError, match=words) as caught:

@@ -11,7 +11,9 @@ pytest.importorskip("qgis.core")
 from hypersharp.backend.errors import HyperSharpError
 from hypersharp.backend.registry import method_ids
 from hypersharp.plugin import environment, worker_process
+from hypersharp.plugin.pair import read_pair
 from hypersharp.plugin.provider import HyperSharpProvider
+from hypersharp.plugin.rasters import read_facts
 from qgis.core import (
     QgsApplication,
     QgsProcessingContext,
@@ -86,6 +88,8 @@ def test_fuse_a_real_pair(provider, backend, data, tmp_path, pair, ratio):
     assert fused.crs() == guide.crs()
     assert fused.rasterUnitsPerPixelX() == pytest.approx(guide.rasterUnitsPerPixelX())
     assert fused.dataProvider().dataType(1) == hs.dataProvider().dataType(1)
+    promised = read_pair(read_facts(hs), read_facts(guide))  # what the dialog says beforehand
+    assert (promised.ratio, promised.rows, promised.cols) == (ratio, fused.height(), fused.width())
     metrics = json.loads(Path(result["METRICS"]).read_text())
     assert metrics["ratio"] == ratio
     assert result["SAM"] == metrics["reduced_resolution"]["fused"]["SAM"]
@@ -205,7 +209,7 @@ def bad(pair, make_raster, tmp_path):
             "overlap",
         ),
         "many": ({**pair, "GUIDE": make_raster("g2.tif", bands=7, size=48, pixel=10)}, "more bands"),
-        "few": ({**pair, "SPECTRAL": make_raster("g3.tif", bands=3, size=16)}, "only 3 bands"),
+        "few": ({**pair, "SPECTRAL": make_raster("g3.tif", bands=3, size=16)}, "too few bands: 3"),
         "extent": ({**pair, "EXTENT": "0,10,0,10 [EPSG:32631]"}, "extent"),
         "method": ({**pair, "METHOD": "magic"}, "METHOD"),
         "overwrite": ({**pair, "OUTPUT": pair["GUIDE"]}, "inputs"),

@@ -126,7 +126,7 @@ def bad_pairs(make_raster, hs, pan):
         "coarse": (hs, make_raster("coarse.tif", bands=1, size=4, pixel=60), "not finer"),
         "equal": (hs, make_raster("equal.tif", bands=1, size=8, pixel=30), "not finer"),
         "many": (hs, make_raster("many.tif", bands=7, size=24, pixel=10), "more bands"),
-        "few": (pan, make_raster("fine.tif", bands=1, size=48, pixel=5), "only 1 band"),
+        "few": (pan, make_raster("fine.tif", bands=1, size=48, pixel=5), "too few bands: 1"),
         "complex": (
             hs,
             make_raster("complex.tif", bands=1, size=24, pixel=10, dtype=gdal.GDT_CFloat32),
