@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess  # nosec B404 - starts the user's own interpreter, never a shell
+import subprocess  # nosec B404 # starts the user's own interpreter, never a shell
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -137,7 +137,7 @@ def _probe(interpreter: Interpreter) -> str:
     """Return what the interpreter says of itself."""
     problem = ""
     try:
-        done = subprocess.run(  # nosec B603 - a list, no shell; the path is the user's own setting
+        done = subprocess.run(  # nosec B603 # a list, no shell; the path is the user's own setting
             [interpreter.python, "-I", "-c", _PROBE, *REQUIRED_PACKAGES],
             capture_output=True,
             timeout=CHECK_TIMEOUT_S,

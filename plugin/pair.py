@@ -109,7 +109,8 @@ def _check_roles(pair: PairFacts) -> None:
     if hs.bands < MIN_HS_BANDS:
         pair.problems.append(
             tr(
-                "The hyperspectral layer has too few bands: {count}, at least {least} are needed. Are the two layers swapped?"
+                "The hyperspectral layer has too few bands: {count}, at least {least} are needed. "
+                "Are the two layers swapped?"
             ).format(count=hs.bands, least=MIN_HS_BANDS)
         )
     elif guide.bands > hs.bands:

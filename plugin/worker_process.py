@@ -12,7 +12,7 @@ import os
 import queue
 import shutil
 import signal
-import subprocess  # nosec B404 - starts the user's own interpreter, never a shell
+import subprocess  # nosec B404 # starts the user's own interpreter, never a shell
 import sys
 import tempfile
 import threading
@@ -57,7 +57,7 @@ class Worker:
             options["creationflags"] = environment.hidden_window_flags() | subprocess.CREATE_NEW_PROCESS_GROUP
         else:
             options["start_new_session"] = True  # a process group of its own, to be ended as one
-        self._process = subprocess.Popen(  # nosec B603 - a list, no shell; the interpreter is the user's own
+        self._process = subprocess.Popen(  # nosec B603 # a list, no shell; the interpreter is the user's own
             list(command),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -118,7 +118,7 @@ class Worker:
         with contextlib.suppress(OSError):
             if sys.platform == "win32":
                 root = os.environ.get("SYSTEMROOT", r"C:\Windows")
-                subprocess.run(  # nosec B603 - fixed program, no shell
+                subprocess.run(  # nosec B603 # fixed program, no shell
                     [rf"{root}\System32\taskkill.exe", "/T", *taskkill_options, "/PID", str(self.pid)],
                     capture_output=True,
                     creationflags=environment.hidden_window_flags(),
