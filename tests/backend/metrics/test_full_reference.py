@@ -271,3 +271,16 @@ def test_invariances_and_direction(scene, key):
     worse = value(scene(rows=64, cols=64, noise=0.12)[0], reference)
     better = FULL_REFERENCE[key].better
     assert (worse < base) if better == "higher" else (worse > base), "more noise is worse"
+
+
+@pytest.mark.parametrize("metric", [UIQI, Q2n])
+def test_blocks_of_less_than_64_pixels_are_left_out(scene, naive, metric):
+    """36 x 40 pixels: the corner block has 4 x 8, the others count by their pixels."""
+    fused, reference, mask = scene(rows=36, cols=40)
+    f, r, m = float64(fused, reference, mask)
+    bandwise = np.mean([naive.q_image(a, b, m)[0] for a, b in zip(f, r)])
+    expected = bandwise if metric is UIQI else naive.q2n(f, r, m)
+    before = score(metric(), fused, reference).value
+    assert before == pytest.approx(expected, rel=EXACT)
+    fused[:, 32:, 32:] = 0
+    assert score(metric(), fused, reference).value == before
