@@ -125,7 +125,7 @@ def _error_message(error: BaseException) -> protocol.ErrorMessage:
             True,
             details,
         )
-    if isinstance(error, ImportError):
+    if isinstance(error, ImportError) and not (error.name or "").startswith("hypersharp"):
         return protocol.ErrorMessage(
             ErrorCode.NO_ENVIRONMENT.value,
             f"the fusion environment is incomplete: {error}",
