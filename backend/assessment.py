@@ -29,7 +29,7 @@ from .io.raster import RasterInfo, source_path
 from .io.source import DegradedSource, RasterSource, Source
 from .job import AssessJob
 from .methods.base import FusionMethod
-from .metrics import FullReferenceSet, MetricValue, NoReferenceSet, describe
+from .metrics import FullReferenceSet, MetricValue, NoReferenceSet, describe, reference_range
 from .pair import Pair, open_fused
 from .pipeline import check_side_file, versions, write_side_files
 from .protocol import Result
@@ -103,10 +103,14 @@ def compare_with_reference(
 
     Pixels count where the reference and all candidates are valid, so that the columns compare like with like.
     """
-    sets = {name: FullReferenceSet(ratio) for name in candidates}
-    halo = max(s.halo for s in sets.values())
     side = _core_side(reference.bands, BLOCK)
-    for rows, cols in tile_windows((0, reference.rows), (0, reference.cols), side):
+    windows = list(tile_windows((0, reference.rows), (0, reference.cols), side))
+    data_range: Tensor | None = None  # SSIM's L, which every tile must share
+    for rows, cols in windows:
+        data_range = reference_range(*reference.read(rows, cols), data_range)
+    sets = {name: FullReferenceSet(ratio, data_range=data_range) for name in candidates}
+    halo = max(s.halo for s in sets.values())
+    for rows, cols in windows:
         wide_rows, core_rows = _with_halo(rows, halo, reference.rows)
         wide_cols, core_cols = _with_halo(cols, halo, reference.cols)
         truth, mask = reference.read(wide_rows, wide_cols)
