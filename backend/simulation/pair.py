@@ -40,7 +40,7 @@ from .response import GuideResponse, guide_response
 Tensor = torch.Tensor
 
 MIN_COARSE_PIXELS = 4
-STRIP_BYTES = 128 * 2**20
+STRIP_BYTES = 32 * 2**20
 """Float32 bytes of one strip of the reference that is held at a time."""
 NAMES = {"HS": "hs.tif", "GUIDE": "guide.tif", "REFERENCE": "reference.tif"}
 
