@@ -172,6 +172,15 @@ METHODS: dict[str, MethodInfo] = {
             "Selva et al., IEEE JSTARS 8(6), 2015; Yokoya et al., IEEE GRSM 5(2), 2017",
             "sfim_hs:SfimHs",
         ),
+        MethodInfo(
+            "lmmse",
+            "LMMSE (subspace detail estimate, this project's own)",
+            "subspace",
+            "Estimates the missing detail in the image's own denoised subspace by local statistics; the best all-round.",
+            "this project; after Hardie, Eismann and Wilson, IEEE TIP 13(9), 2004",
+            "lmmse:LMMSE",
+            relative_cost=2.0,
+        ),
     )
 }
 
