@@ -176,7 +176,7 @@ METHODS: dict[str, MethodInfo] = {
             "lmmse",
             "LMMSE (subspace detail estimate, this project's own)",
             "subspace",
-            "Estimates the missing detail in the image's own denoised subspace by local statistics; the best all-round.",
+            "Estimates the missing detail in the image's own denoised subspace by local statistics; best all-round.",
             "this project; after Hardie, Eismann and Wilson, IEEE TIP 13(9), 2004",
             "lmmse:LMMSE",
             relative_cost=2.0,
