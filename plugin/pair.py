@@ -265,6 +265,20 @@ class _Pixels:
         return (p * dx + q * dy) / self._det, (r * dx + s * dy) / self._det
 
 
+def method_problem(info: registry.MethodInfo, guide: RasterFacts) -> Optional[str]:
+    """Return why a method cannot take a guide, or None."""
+    kind = "pan" if guide.bands == 1 else "msi"
+    if kind in info.guide_kinds:
+        return None
+    if kind == "pan":
+        return tr("{method} needs a multispectral guide, this one has a single band.").format(
+            method=info.title
+        )
+    return tr("{method} needs a panchromatic guide, this one has {count} bands.").format(
+        method=info.title, count=guide.bands
+    )
+
+
 def output_problem(output: str, pair: Optional[PairFacts] = None, needed_bytes: int = 0) -> Optional[str]:
     """Return what is wrong with an output file, or None.
 

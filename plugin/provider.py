@@ -7,6 +7,7 @@ from qgis.core import QgsProcessingProvider
 from qgis.PyQt.QtGui import QIcon
 
 from .algorithms.assess import AssessAlgorithm
+from .algorithms.compare import CompareAlgorithm
 from .algorithms.fuse import FuseAlgorithm
 from .algorithms.simulate import SimulateAlgorithm
 from .environment import PACKAGE_FOLDER
@@ -43,5 +44,5 @@ class HyperSharpProvider(QgsProcessingProvider):
 
     def loadAlgorithms(self) -> None:
         """Enter the algorithms."""
-        for algorithm in (FuseAlgorithm, AssessAlgorithm, SimulateAlgorithm):
+        for algorithm in (FuseAlgorithm, AssessAlgorithm, CompareAlgorithm, SimulateAlgorithm):
             self.addAlgorithm(algorithm())

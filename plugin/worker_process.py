@@ -24,7 +24,7 @@ from typing import Any, Callable, Optional
 
 from ..backend import protocol
 from ..backend.errors import Cancelled, ErrorCode, HyperSharpError
-from ..backend.job import Job, save_job
+from ..backend.job import CompareJob, FuseJob, Job, SimulateJob, save_job
 from . import environment, log
 
 POLL_S = 0.05
@@ -156,10 +156,16 @@ class Worker:
         return [line for line in self._stderr if line.strip()]
 
 
-def partial_path(output: str) -> Path:
-    """Return the name under which the engine writes the raster `output` until it is whole."""
-    target = Path(output)
-    return target.with_name(f"{target.stem}.part.tif")
+def partial_paths(job: Job) -> list[Path]:
+    """Return what a job may be writing under a name of its own until it is whole."""
+    if isinstance(job, FuseJob):
+        target = Path(job.output)
+        return [target.with_name(f"{target.stem}.part.tif")]
+    if isinstance(job, SimulateJob):
+        return [Path(job.folder) / f"{stem}.part.tif" for stem in ("hs", "guide", "reference")]
+    if isinstance(job, CompareJob):
+        return sorted(Path(job.folder).rglob("fused.part.tif"))
+    return []
 
 
 def running() -> int:
@@ -358,12 +364,11 @@ def _result_of(answer: Any, say: MessageHandler) -> protocol.Result:
 
 def _remove_partial(job: Job) -> None:
     """Remove what a worker left that could not clean up behind itself."""
-    output = getattr(job, "output", None)
-    if output:
+    for path in partial_paths(job):
         try:
-            partial_path(output).unlink(missing_ok=True)
+            path.unlink(missing_ok=True)
         except OSError as error:
-            log.write(f"cannot remove {partial_path(output)}: {error}", "warning")
+            log.write(f"cannot remove {path}: {error}", "warning")
 
 
 def _crash(code: Optional[int], last_words: list[str]) -> HyperSharpError:

@@ -34,7 +34,7 @@ from ..plugin import api, environment, log, settings
 from ..plugin.algorithms.base import duration
 from ..plugin.log import tr
 from ..plugin.main import show_help
-from ..plugin.pair import PairFacts, output_problem, read_pair
+from ..plugin.pair import PairFacts, method_problem, output_problem, read_pair
 from ..plugin.provider import ICON_PATH
 from ..plugin.rasters import RasterFacts, read_facts
 from ..plugin.task import FusionTask
@@ -110,7 +110,11 @@ class FusionDialog(QDialog):
         form.addRow(tr("Guide (PAN or MSI)"), self.guide_chooser)
 
         self.method_combo = QComboBox(self)
+        kind = ""
         for info in METHODS.values():
+            if kind and info.kind != kind:
+                self.method_combo.insertSeparator(self.method_combo.count())
+            kind = info.kind
             self.method_combo.addItem(info.title, info.id)
             self.method_combo.setItemData(
                 self.method_combo.count() - 1, f"{info.kind}\n{info.citation}", Qt.ItemDataRole.ToolTipRole
@@ -195,7 +199,8 @@ class FusionDialog(QDialog):
                     rasters.append((layer, read_facts(layer)))
                 except HyperSharpError:
                     continue
-        rasters.sort(key=lambda entry: -entry[1].bands)
+        # Of equal bands the coarser one: the finer may be a fused result.
+        rasters.sort(key=lambda entry: (-entry[1].bands, -(entry[1].pixel_size or (0.0,))[0]))
         for hs_layer, hs in rasters[:1]:
             self.hs_chooser.set_layer(hs_layer)
             best: tuple[float, Optional[QgsRasterLayer]] = (0.0, None)
@@ -208,6 +213,12 @@ class FusionDialog(QDialog):
         self.hs_chooser.set_layer(None)
         self.guide_chooser.set_layer(None)
 
+    def showEvent(self, event: Any) -> None:
+        """Look at the project again when nothing has been chosen yet."""
+        super().showEvent(event)
+        if self.hs_chooser.source() is None and self.guide_chooser.source() is None:
+            self._guess_layers()
+
     # ------------------------------------------------------------------ before the run
 
     def method(self) -> str:
@@ -219,6 +230,8 @@ class FusionDialog(QDialog):
         found: list[str] = []
         if self._pair is not None:
             found += self._pair.problems
+            problem = method_problem(METHODS[self.method()], self._pair.guide)
+            found += [problem] if problem else []
             output = self.output_widget.filePath().strip()
             if output:
                 problem = output_problem(_with_suffix(output), self._pair, self._disk_bytes())
@@ -235,7 +248,9 @@ class FusionDialog(QDialog):
 
     def refresh(self) -> None:
         """Look at the form again and say what it comes to."""
-        self.method_label.setText(METHODS[self.method()].summary)
+        info = METHODS[self.method()]
+        self.method_label.setText(info.summary)
+        self.options.show_learned(info.needs_weights)
         self.options.report_check.setEnabled(self.options.assess_check.isChecked())
         hs, guide = self.hs_chooser.source(), self.guide_chooser.source()
         self._pair = None

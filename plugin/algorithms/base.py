@@ -15,6 +15,7 @@ from qgis.core import (
     QgsProcessingParameterEnum,
     QgsProcessingParameterNumber,
     QgsRasterLayer,
+    QgsReferencedRectangle,
 )
 from qgis.PyQt.QtCore import QUrl
 from qgis.PyQt.QtGui import QIcon
@@ -22,7 +23,8 @@ from qgis.PyQt.QtGui import QIcon
 from ...backend import protocol
 from ...backend.errors import Cancelled, HyperSharpError
 from ...backend.job import DEFAULT_MTF_GUIDE, DEFAULT_MTF_HS, Job
-from .. import environment, log, settings, worker_process
+from ...backend.registry import METHODS
+from .. import api, environment, log, settings, worker_process
 from ..compat import FLAG_ADVANCED
 from ..log import tr
 
@@ -89,6 +91,8 @@ class HyperSharpAlgorithm(QgsProcessingAlgorithm):
         for definition in self.parameterDefinitions():
             text = self.HELP.get(definition.name(), "")
             parts.append(f"<p><b>{escape(definition.description())}</b><br>{escape(tr(text))}</p>")
+            if definition.name() in ("METHOD", "METHODS"):
+                parts.append(_method_list())
         return "".join(parts)
 
     def helpUrl(self) -> str:
@@ -149,6 +153,24 @@ class HyperSharpAlgorithm(QgsProcessingAlgorithm):
         if layer is None:
             raise QgsProcessingException(self.invalidRasterError(parameters, name))
         return layer
+
+    def extent(
+        self, parameters: dict[str, Any], context: QgsProcessingContext
+    ) -> Optional[QgsReferencedRectangle]:
+        """Return EXTENT; None for all."""
+        box = self.parameterAsExtent(parameters, "EXTENT", context)
+        if box.isNull() or box.isEmpty():
+            return None
+        return QgsReferencedRectangle(box, self.parameterAsExtentCrs(parameters, "EXTENT", context))
+
+    def extent_of_job(
+        self, parameters: dict[str, Any], context: QgsProcessingContext
+    ) -> tuple[Optional[tuple[float, float, float, float]], Optional[str]]:
+        """Return EXTENT and its CRS as a job names them."""
+        box = self.extent(parameters, context)
+        if box is None:
+            return None, None
+        return (box.xMinimum(), box.yMinimum(), box.xMaximum(), box.yMaximum()), api.crs_text(box.crs())
 
     def prepareAlgorithm(
         self, parameters: dict[str, Any], context: QgsProcessingContext, feedback: QgsProcessingFeedback
@@ -214,6 +236,15 @@ class FeedbackTalk:
 
     def _warn(self, text: str) -> None:
         self._feedback.pushWarning(text)
+
+
+def _method_list() -> str:
+    """Return the methods with their summaries, as HTML."""
+    entries = (
+        f"<li><i>{escape(info.id)}</i>: {escape(info.title)}. {escape(tr(info.summary))}</li>"
+        for info in METHODS.values()
+    )
+    return f"<ul>{''.join(entries)}</ul>"
 
 
 def enum_parameter(

@@ -19,7 +19,6 @@ from qgis.core import (
     QgsProcessingParameterRasterLayer,
     QgsProcessingParameterString,
     QgsRasterLayer,
-    QgsReferencedRectangle,
 )
 
 from ...backend import protocol
@@ -32,7 +31,6 @@ from ..rasters import read_facts
 from .base import HyperSharpAlgorithm, enum_parameter, index_values
 
 MIN_TILE = 64
-_METHOD_LIST = " ".join(f"{info.id}: {info.title}. {info.summary}" for info in METHODS.values())
 
 
 class FuseAlgorithm(HyperSharpAlgorithm):
@@ -47,7 +45,7 @@ class FuseAlgorithm(HyperSharpAlgorithm):
     HELP = {
         "SPECTRAL": "The coarse raster with many bands, at least 4.",
         "GUIDE": "The finer raster: panchromatic (one band) or multispectral. Its grid becomes the result's.",
-        "METHOD": f"How to fuse. {_METHOD_LIST}",
+        "METHOD": "How to fuse. Learned methods need weights; the others work on any pair.",
         "EXTENT": "Only fuse this area, snapped to the guide's pixels. Empty: the area that both layers cover.",
         "DEVICE": "Where to compute: auto takes a CUDA device when there is one that works, else the CPU.",
         "WEIGHTS": "Learned methods: name or folder of the weights. Empty: the method's own default.",
@@ -132,7 +130,7 @@ class FuseAlgorithm(HyperSharpAlgorithm):
             return False, log.sentence(error)
         if facts.problems:
             return False, facts.problems[0]
-        problem = self._option_problem(parameters, context) or self._output_problem(
+        problem = self._option_problem(parameters, context, facts) or self._output_problem(
             parameters, context, facts
         )
         return (False, problem) if problem else (True, "")
@@ -140,17 +138,11 @@ class FuseAlgorithm(HyperSharpAlgorithm):
     def _pair(self, parameters: dict[str, Any], context: QgsProcessingContext) -> pair.PairFacts:
         hs = self.raster(parameters, "SPECTRAL", context)
         guide = self.raster(parameters, "GUIDE", context)
-        return pair.read_pair(read_facts(hs), read_facts(guide), self._extent(parameters, context))
+        return pair.read_pair(read_facts(hs), read_facts(guide), self.extent(parameters, context))
 
-    def _extent(
-        self, parameters: dict[str, Any], context: QgsProcessingContext
-    ) -> Optional[QgsReferencedRectangle]:
-        box = self.parameterAsExtent(parameters, "EXTENT", context)
-        if box.isNull() or box.isEmpty():
-            return None
-        return QgsReferencedRectangle(box, self.parameterAsExtentCrs(parameters, "EXTENT", context))
-
-    def _option_problem(self, parameters: dict[str, Any], context: QgsProcessingContext) -> Optional[str]:
+    def _option_problem(
+        self, parameters: dict[str, Any], context: QgsProcessingContext, facts: pair.PairFacts
+    ) -> Optional[str]:
         """Return what is wrong with options that do not fit together."""
         if 0 < self.parameterAsInt(parameters, "TILE_SIZE", context) < MIN_TILE:
             return tr("Tile size: use 0 (automatic) or at least {least} pixels.").format(least=MIN_TILE)
@@ -185,7 +177,7 @@ class FuseAlgorithm(HyperSharpAlgorithm):
             guide,
             self.parameterAsOutputLayer(parameters, "OUTPUT", context),
             self.parameterAsEnumString(parameters, "METHOD", context),
-            extent=self._extent(parameters, context),
+            extent=self.extent(parameters, context),
             device=self.parameterAsEnumString(parameters, "DEVICE", context),
             weights=self.parameterAsString(parameters, "WEIGHTS", context) or None,
             adapt_steps=self.parameterAsInt(parameters, "ADAPT_STEPS", context),

@@ -261,3 +261,32 @@ def test_api_blocking(pair, backend, tmp_path):
     assert QgsRasterLayer(path).isValid()
     assert metrics["method"] == "bicubic"
     assert len(QgsProject.instance().mapLayers()) == 2
+
+
+def test_learned_options_show_for_learned_methods_only(dialog):
+    options = dialog.options
+    for learned in (False, True, False):
+        options.show_learned(learned)
+        options.setCollapsed(False)
+        assert options.weights_widget.isVisible() == learned
+        assert options.device_combo.isVisible()
+        options.weights_widget.setFilePath("/some/folder")
+        assert options.values()["weights"] == ("/some/folder" if learned else None)
+        options.setCollapsed(True)
+        assert not options.weights_widget.isVisible()
+
+
+def test_layers_that_came_later_are_found_when_the_dialog_opens(qgis_new_project, desktop, make_raster):
+    from hypersharp.ui.fusion_dialog import FusionDialog
+
+    shown = FusionDialog(desktop, desktop.mainWindow())
+    shown.show()
+    assert shown.hs_chooser.source() is None
+    shown.hide()
+    hs = QgsRasterLayer(make_raster("hs.tif", size=16, pixel=30), "Scene")
+    pan = QgsRasterLayer(make_raster("pan.tif", bands=1, size=48, pixel=10), "Sharp")
+    QgsProject.instance().addMapLayers([pan, hs])
+    shown.show()
+    assert (shown.hs_chooser.source(), shown.guide_chooser.source()) == (hs, pan)
+    shown.close()
+    shown.deleteLater()

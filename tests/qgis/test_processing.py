@@ -252,6 +252,7 @@ def test_every_parameter_has_help(provider):
 def test_fixed_names(provider):
     assert sorted(a.id() for a in provider.algorithms()) == [
         "hypersharp:assess",
+        "hypersharp:compare",
         "hypersharp:fuse",
         "hypersharp:simulate",
     ]
@@ -311,3 +312,27 @@ def test_real_worker_killed_while_it_writes(provider, backend, make_raster, tmp_
     assert killer.stages[-1].startswith("Fusing")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["hs.tif", "pan.tif"]
     assert worker_process.running() == 0
+
+
+def test_compare_ranks_methods(provider, backend, pair, tmp_path):
+    folder = tmp_path / "compared"
+    result = run("compare", **pair, METHODS=["bicubic", "sfim"], FOLDER=str(folder), WRITE_REPORT=False)
+    assert result["BEST_METHOD"] in ("bicubic", "sfim")
+    assert QgsRasterLayer(result["BEST"]).isValid()
+    assert Path(result["TABLE"]).is_file()
+    table = json.loads(Path(result["METRICS"]).read_text())
+    assert table["recommendation"]["method"] == result["BEST_METHOD"]
+
+
+def test_what_an_unfinished_job_may_leave(tmp_path):
+    from hypersharp.backend.job import AssessJob, CompareJob, FuseJob, SimulateJob
+
+    (tmp_path / "gsa").mkdir()
+    part = tmp_path / "gsa" / "fused.part.tif"
+    part.touch()
+    (tmp_path / "gsa" / "mine.part.tif").touch()
+    folder = str(tmp_path)
+    assert worker_process.partial_paths(CompareJob("a", "b", folder)) == [part]
+    assert worker_process.partial_paths(FuseJob("a", "b", folder + "/x.tif")) == [tmp_path / "x.part.tif"]
+    assert tmp_path / "hs.part.tif" in worker_process.partial_paths(SimulateJob("a", folder))
+    assert worker_process.partial_paths(AssessJob("a", "b", "c")) == []
