@@ -61,7 +61,7 @@ gpu: env  ## what needs CUDA: parity tests; skipped with a reason elsewhere
 	$(PY) -m pytest -p no:pytest_qgis -q -m gpu tests/backend
 
 screenshots: env env-qgis  ## pictures of the plugin in the real QGIS desktop, into docs/images/
-	.ci/screenshots
+	$(PY) .ci/screenshots.py
 
 package: env  ## the plugin zip, into dist/
 	$(PY) .ci/build_zip.py
