@@ -67,7 +67,8 @@ class FusionDialog(QDialog):
         self._guess_layers()
         self._connect()
         self.refresh()
-        self.resize(980, 560)
+        character = self.fontMetrics().averageCharWidth()
+        self.resize(140 * character, 80 * character)
 
     # ------------------------------------------------------------------ widgets
 
@@ -80,7 +81,7 @@ class FusionDialog(QDialog):
         splitter.setStretchFactor(0, 3)
         splitter.setStretchFactor(1, 2)
         splitter.setChildrenCollapsible(False)
-        splitter.setSizes([540, 420])
+        splitter.setSizes([80, 60])
         layout = QVBoxLayout(self)
         layout.addWidget(self.message_bar)
         layout.addWidget(splitter, 1)

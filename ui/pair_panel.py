@@ -18,6 +18,8 @@ from ..plugin.rasters import RasterFacts
 PROBLEM_COLOUR = "#c0392b"
 NOTE_COLOUR = "#b9770e"
 READY_COLOUR = "#1e8449"
+MIN_WIDTH_CHARACTERS = 56
+"""What the table needs not to break its cells."""
 SCARCE_SHARE = 0.1
 """Free disk space is worth a word when the result takes more than this share of it."""
 
@@ -29,7 +31,7 @@ class PairPanel(QTextBrowser):
         super().__init__(parent)
         self.setOpenLinks(False)
         self.document().setDocumentMargin(8)
-        self.setMinimumWidth(340)
+        self.setMinimumWidth(MIN_WIDTH_CHARACTERS * self.fontMetrics().averageCharWidth())
         self.show_hint(tr("Choose a hyperspectral layer and a finer guide layer of the same place."))
 
     def show_hint(self, text: str) -> None:
@@ -79,7 +81,7 @@ def _message(text: str, colour: str, sign: str) -> str:
 
 def _cell(text: str) -> str:
     """Return text that does not break inside a cell."""
-    return f"<p style='white-space:nowrap; margin:0'>{escape(text)}</p>"
+    return escape(text).replace(" ", "&nbsp;")
 
 
 def _table(pair: PairFacts, dtype: str) -> str:
@@ -101,7 +103,7 @@ def _table(pair: PairFacts, dtype: str) -> str:
     if pair.rows == 0:  # nothing will come of it
         rows = [(*row[:3], "") for row in rows]
     head = "".join(
-        f"<th align='left'>{escape(t)}</th>" for t in ("", tr("Spectral"), tr("Guide"), tr("Result"))
+        f"<th align='left'>{_cell(t)}</th>" for t in ("", tr("Spectral"), tr("Guide"), tr("Result"))
     )
     body = "".join(
         f"<tr><td>{escape(name)}&nbsp;&nbsp;</td>"
