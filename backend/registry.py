@@ -99,6 +99,7 @@ METHODS: dict[str, MethodInfo] = {
             "Brovey's modulation above each band's path radiance; for images without atmospheric correction.",
             "Lolli, Alparone, Garzelli and Vivone, IEEE GRSL 14(12), 2017",
             "bt_h:BtH",
+            relative_cost=1.8,
         ),
         MethodInfo(
             "bdsd-pc",
@@ -107,6 +108,7 @@ METHODS: dict[str, MethodInfo] = {
             "Gives each band an intensity of its own, fitted one scale down with non-negative coefficients.",
             "Vivone, IEEE TGRS 57(9), 2019; Garzelli, Nencini and Capobianco, IEEE TGRS 46(1), 2008",
             "bdsd_pc:BdsdPc",
+            relative_cost=1.7,
         ),
         MethodInfo(
             "sfim",
@@ -139,6 +141,7 @@ METHODS: dict[str, MethodInfo] = {
             "High-pass modulation with the guide equalised by regression on the fine grid.",
             "Vivone, Restaino and Chanussot, IEEE TGRS 56(2), 2018",
             "mtf_glp_hpm_r:MtfGlpHpmR",
+            relative_cost=1.6,
         ),
         MethodInfo(
             "mtf-glp-fs",
@@ -147,6 +150,7 @@ METHODS: dict[str, MethodInfo] = {
             "MTF-GLP with gains estimated on the fine grid itself.",
             "Vivone, Restaino and Chanussot, IEEE TIP 27(7), 2018",
             "mtf_glp_fs:MtfGlpFs",
+            relative_cost=1.3,
         ),
         MethodInfo(
             "awlp",
@@ -163,6 +167,7 @@ METHODS: dict[str, MethodInfo] = {
             "Makes each HS band a guide of its own, fitted on detail, and adds that guide's detail; best with MSI.",
             "Selva et al., IEEE JSTARS 8(6), 2015; Yokoya et al., IEEE GRSM 5(2), 2017",
             "glp_hs:GlpHs",
+            relative_cost=1.2,
         ),
         MethodInfo(
             "sfim-hs",
@@ -171,6 +176,7 @@ METHODS: dict[str, MethodInfo] = {
             "Makes each HS band a guide of its own, fitted on detail, and modulates the band by it; best with MSI.",
             "Selva et al., IEEE JSTARS 8(6), 2015; Yokoya et al., IEEE GRSM 5(2), 2017",
             "sfim_hs:SfimHs",
+            relative_cost=1.5,
         ),
         MethodInfo(
             "lmmse",
