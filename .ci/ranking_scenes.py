@@ -41,6 +41,7 @@ EXPERIMENT = 1
 BANDS = 40
 """Bands are thinned to about this many after the guide was made: real guides are no sums of the bands one has."""
 SIDE = 120
+SAMPLE_SIDE = 160
 ASSUMED_MTF = 0.3
 TRUTH, INTERPOLATED = "(truth)", "(interpolation)"
 CONSISTENT = {"(interpolation, back-projected)": INTERPOLATED, "(gsa, back-projected)": "gsa"}
@@ -114,23 +115,23 @@ def read_cube(name: str, data: Path) -> tuple[Tensor, list[float | None], list[f
     if name.startswith("sample-"):
         with tempfile.TemporaryDirectory() as folder:
             path = write_scene(
-                Path(folder) / "scene.tif", 2 * SIDE, 2 * SIDE, int(name.removeprefix("sample-"))
+                Path(folder) / "scene.tif", SAMPLE_SIDE, SAMPLE_SIDE, int(name.removeprefix("sample-"))
             )
-            return _read(Path(path))
+            return _read(Path(path), SAMPLE_SIDE)
     for folder in ("cubes", "pairs"):
         path = data / folder / f"{name}.tif"
         if path.is_file():
-            return _read(path)
+            return _read(path, SIDE)
     return None
 
 
-def _read(path: Path) -> tuple[Tensor, list[float | None], list[float | None]]:
+def _read(path: Path, side: int) -> tuple[Tensor, list[float | None], list[float | None]]:
     with rasterio.open(path) as dataset:
         table = read_band_table(dataset)
         raw = dataset.read()
         invalid = np.zeros(raw.shape[1:], bool) if dataset.nodata is None else _empty(raw, dataset.nodata)
-    row, col, side = _valid_square(~invalid, 2 * SIDE if "scene" in path.name else SIDE)
-    image = torch.from_numpy(raw[:, row : row + side[0], col : col + side[1]].astype(np.float32))
+    row, col, size = _valid_square(~invalid, side)
+    image = torch.from_numpy(raw[:, row : row + size[0], col : col + size[1]].astype(np.float32))
     flat = image.flatten(1)
     clipped = ((flat == flat.amin(1, True)) | (flat == flat.amax(1, True))).float().mean(1) > 0.5
     usable = (flat.std(1) > 0) & ~clipped & torch.tensor(table.good)

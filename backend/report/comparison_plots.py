@@ -11,6 +11,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from .pictures import Spot
 from .plots import LIGHT, SPOT_MARKS, Theme, _dress, _figure, _line, _png, _shade, axis_of, curve
@@ -167,8 +168,12 @@ def cost_plot(rows: Sequence[Mapping[str, Any]], names: Sequence[str], theme: Th
                 fontsize=7,
                 color=theme.ink,
             )
-        axes.set_xscale("log")
+        seconds = [row["seconds"] for _, row in shown]
+        if max(seconds) > 4 * min(seconds):
+            axes.set_xscale("log")
+            axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+            axes.xaxis.set_minor_formatter(NullFormatter())
         axes.margins(x=0.16, y=0.12)
         title = "Errors how many times smaller than interpolation's (dashed: interpolation)"
-        _dress(axes, theme, title, "seconds to fuse (log scale)", "times smaller")
+        _dress(axes, theme, title, "seconds to fuse", "times smaller")
         return _png(figure)
