@@ -14,7 +14,6 @@ from torch import Tensor
 
 from ..control import Control
 from ..degradation import (
-    MIN_COVERAGE,
     Range,
     decimation_matrix,
     fine_support,
@@ -32,7 +31,7 @@ class CoarseDetailTile:
     Attributes:
         hs, guide: `[bands, rows, cols]`, `[guide bands, rows, cols]`: HS image and degraded guide.
         hs_low, guide_low: the same filtered with the HS sensor's MTF on the coarse grid, not decimated.
-        mask: `[rows, cols]`, True where all four are valid.
+        mask: `[rows, cols]`, True where all four are valid (no pixel that is not entered the filtering).
     """
 
     hs: Tensor
@@ -69,13 +68,14 @@ def coarse_detail_tiles(
                 guide,
                 guide_mask,
             )
-            seen = coverage >= FULL_COVERAGE
+            # One mask for both images: what relates them linearly then still does after filtering, beside holes too.
+            valid = hs_mask & (coverage >= FULL_COVERAGE)
             over = smoothing_matrix(rows, wide_rows, ratio, height, gain)
             across = smoothing_matrix(cols, wide_cols, ratio, width, gain)
-            hs_low, hs_coverage = masked_separable(over, across, hs, hs_mask)
-            guide_low, guide_coverage = masked_separable(over, across, guide, seen)
+            hs_low, _ = masked_separable(over, across, hs, valid)
+            guide_low, _ = masked_separable(over, across, guide, valid)
             top, left = r0 - wide_rows[0], c0 - wide_cols[0]
             own = (slice(top, top + rows[1] - r0), slice(left, left + cols[1] - c0))
-            mask = hs_mask[own] & seen[own]
-            mask = mask & (hs_coverage >= MIN_COVERAGE) & (guide_coverage >= MIN_COVERAGE)
-            yield CoarseDetailTile(hs[:, own[0], own[1]], guide[:, own[0], own[1]], hs_low, guide_low, mask)
+            yield CoarseDetailTile(
+                hs[:, own[0], own[1]], guide[:, own[0], own[1]], hs_low, guide_low, valid[own]
+            )

@@ -220,3 +220,16 @@ def test_full_scale_moments_need_a_valid_pixel(plain):
     p = plain.make_pair()
     with pytest.raises(ValueError, match="no valid pixel"):
         full_scale_moments(plain.scene(p.hs, p.guide, 4, np.zeros(p.hs.shape[1:], bool)))
+
+
+def test_detail_beside_nodata_keeps_linear_relations(plain):
+    """Different holes in the two images: band = 3 + 0.5 guide must still be seen in what is left, exactly."""
+    p = plain.make_pair()
+    guide_lr = plain.degrade(p.guide, 4)
+    rng = np.random.default_rng(8)
+    hs_mask, guide_mask = rng.uniform(size=guide_lr.shape[1:]) > 0.3, np.ones(p.guide.shape[1:], bool)
+    guide_mask[:, 40:44] = False
+    hs = np.concatenate([3 + 0.5 * guide_lr, p.hs])
+    hs[:, ~hs_mask] = 1e5
+    fused = plain.fuse("glp-hs", hs, p.guide, 4, hs_mask, guide_mask)
+    np.testing.assert_allclose(float(fused.engine.gains[0, 0]), 0.5, rtol=1e-5)
