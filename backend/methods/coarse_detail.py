@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from ..control import Control
@@ -22,6 +23,9 @@ from ..degradation import (
     smoothing_matrix,
 )
 from ..scene import COARSE_TILE, FULL_COVERAGE, Scene
+
+MAX_FINE_PIXELS = 1_000_000
+"""Fine pixels of a strip of the guide, without its context."""
 
 
 @dataclass
@@ -59,15 +63,7 @@ def coarse_detail_tiles(
             rows, cols = (r0, min(height, r0 + side)), (c0, min(width, c0 + side))
             wide_rows, wide_cols = context(rows, height), context(cols, width)
             hs, hs_mask = (t.to(device) for t in scene.hs.read(wide_rows, wide_cols))
-            fine_rows = fine_support(wide_rows, ratio, height * ratio, gain)
-            fine_cols = fine_support(wide_cols, ratio, width * ratio, gain)
-            guide, guide_mask = (t.to(device) for t in scene.guide.read(fine_rows, fine_cols))
-            guide, coverage = masked_separable(
-                decimation_matrix(wide_rows, fine_rows, ratio, height * ratio, gain),
-                decimation_matrix(wide_cols, fine_cols, ratio, width * ratio, gain),
-                guide,
-                guide_mask,
-            )
+            guide, coverage = degraded_guide(scene, wide_rows, wide_cols)
             # One mask for both images: what relates them linearly then still does after filtering, beside holes too.
             valid = hs_mask & (coverage >= FULL_COVERAGE)
             over = smoothing_matrix(rows, wide_rows, ratio, height, gain)
@@ -79,3 +75,23 @@ def coarse_detail_tiles(
             yield CoarseDetailTile(
                 hs[:, own[0], own[1]], guide[:, own[0], own[1]], hs_low, guide_low, valid[own]
             )
+
+
+def degraded_guide(scene: Scene, rows: Range, cols: Range) -> tuple[Tensor, Tensor]:
+    """Return the guide on coarse pixels, `[guide bands, rows, cols]`, and its coverage `[rows, cols]`.
+
+    Read in strips, so that a high ratio does not hold a whole tile's fine pixels at once.
+    """
+    ratio, gain = scene.ratio, scene.mtf_hs
+    height, width = scene.shape
+    fine_cols = fine_support(cols, ratio, width, gain)
+    across = decimation_matrix(cols, fine_cols, ratio, width, gain)
+    count = max(1, MAX_FINE_PIXELS // ((fine_cols[1] - fine_cols[0]) * ratio))
+    parts = []
+    for first in range(rows[0], rows[1], count):
+        strip = (first, min(rows[1], first + count))
+        fine_rows = fine_support(strip, ratio, height, gain)
+        image, mask = (t.to(scene.device) for t in scene.guide.read(fine_rows, fine_cols))
+        over = decimation_matrix(strip, fine_rows, ratio, height, gain)
+        parts.append(masked_separable(over, across, image, mask))
+    return torch.cat([low for low, _ in parts], dim=1), torch.cat([covered for _, covered in parts])

@@ -14,7 +14,10 @@ from torch import Tensor
 
 from ..control import Control
 from ..degradation import interpolation_matrix
-from ..scene import COARSE_TILE, Scene, tile_windows
+from ..scene import Scene, tile_windows
+
+FINE_TILE = 768
+"""Side of the tiles of the pass, in fine pixels."""
 
 
 @dataclass
@@ -47,7 +50,7 @@ def full_scale_moments(scene: Scene, control: Control | None = None) -> FullScal
     bands, m = scene.hs.bands, scene.guide.bands
     hs_sum = torch.zeros(bands, 2 * m + 1, dtype=torch.float64)
     square = torch.zeros(2 * m + 1, 2 * m + 1, dtype=torch.float64)
-    side = COARSE_TILE * scene.ratio
+    side = max(1, FINE_TILE // scene.ratio) * scene.ratio
     for rows, cols in tile_windows((0, scene.shape[0]), (0, scene.shape[1]), side):
         if control is not None:
             control.check()

@@ -4,6 +4,7 @@
 import numpy as np
 import pytest
 from hypersharp.backend.errors import HyperSharpError
+from hypersharp.backend.methods import coarse_detail, full_scale
 from hypersharp.backend.methods.full_scale import full_scale_moments
 
 TOLERANCE = 2e-5
@@ -214,6 +215,19 @@ def test_full_scale_moments_with_masks(plain):
     np.testing.assert_allclose(moments.hs_low, covariance[:6, 8:], atol=1e-6 * scale)
     np.testing.assert_allclose(moments.low_guide, covariance[8:, 6:8], atol=1e-6 * scale)
     np.testing.assert_allclose(moments.low_low, covariance[8:, 8:], atol=1e-6 * scale)
+
+
+def test_statistics_passes_do_not_depend_on_their_tiles(plain, monkeypatch):
+    """Strips of the guide, tiles of the fine and of the coarse pass: only the order of sums changes."""
+    p = plain.make_pair(guide_bands=2, width=33)
+    hs_mask = np.random.default_rng(4).uniform(size=p.hs.shape[1:]) > 0.05
+    methods = ("bdsd-pc", "glp-hs", "mtf-glp-fs", "mtf-glp-hpm-r")
+    whole = [plain.fuse(m, p.hs, p.guide, 4, hs_mask).image for m in methods]
+    monkeypatch.setattr(full_scale, "FINE_TILE", 24)
+    monkeypatch.setattr(coarse_detail, "MAX_FINE_PIXELS", 1500)
+    monkeypatch.setattr(coarse_detail.coarse_detail_tiles, "__defaults__", (None, 7))
+    for method, before in zip(methods, whole):
+        close(plain.fuse(method, p.hs, p.guide, 4, hs_mask).image, before, p.truth)
 
 
 def test_full_scale_moments_need_a_valid_pixel(plain):
