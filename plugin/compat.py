@@ -14,3 +14,10 @@ if hasattr(Qgis, "ProcessingParameterFlag"):  # 3.36 and newer
     FLAG_ADVANCED = Qgis.ProcessingParameterFlag.Advanced
 else:
     FLAG_ADVANCED = QgsProcessingParameterDefinition.Flag.FlagAdvanced
+
+if hasattr(Qgis, "LayerType"):  # 3.30 and newer
+    RASTER_LAYER = Qgis.LayerType.Raster
+else:
+    from qgis.core import QgsMapLayerType
+
+    RASTER_LAYER = QgsMapLayerType.RasterLayer

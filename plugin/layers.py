@@ -138,6 +138,10 @@ def apply_style(layer: QgsRasterLayer, style: ColourStyle) -> None:
     layer.triggerRepaint()
 
 
+_SOURCE_PROPERTIES = ("hypersharp/hs", "hypersharp/guide")
+"""Custom layer properties, saved with the project, that name what a layer was fused from."""
+
+
 @dataclass
 class FusedSource:
     """What of a run has to wait for its result: captured on the main thread before the work begins."""
@@ -245,6 +249,14 @@ def dress(layer: QgsRasterLayer, source: FusedSource, metrics: dict[str, Any]) -
     if source.style is not None:
         apply_style(layer, source.style)
     describe(layer, source, metrics)
+    for name, path in zip(_SOURCE_PROPERTIES, (source.job.hs, source.job.guide)):
+        layer.setCustomProperty(name, path)
+
+
+def noted_sources(layer: QgsRasterLayer) -> Optional[tuple[str, str]]:
+    """Return the paths of the HS raster and the guide that a layer was fused from; None when nobody noted them."""
+    hs, guide = (str(layer.customProperty(name, "") or "") for name in _SOURCE_PROPERTIES)
+    return (hs, guide) if hs and guide else None
 
 
 def _group(project: QgsProject, source: FusedSource) -> QgsLayerTreeGroup:

@@ -5,15 +5,17 @@ from __future__ import annotations
 
 from typing import Any, Callable, Optional
 
-from qgis.core import QgsApplication
+from qgis.core import Qgis, QgsApplication
 from qgis.PyQt.QtCore import QUrl
 from qgis.PyQt.QtGui import QDesktopServices, QIcon
 from qgis.PyQt.QtWidgets import QAction
 
-from . import task
+from ..backend.errors import HyperSharpError
+from . import log, task
 from .algorithms.base import HELP_PAGE
 from .log import tr
 from .provider import ICON_PATH, HyperSharpProvider
+from .quality_action import QualityAction
 
 MENU = "HyperSharp"
 
@@ -26,6 +28,7 @@ class HyperSharpPlugin:
         self._provider: Optional[HyperSharpProvider] = None
         self._fuse_action: Optional[QAction] = None
         self._help_action: Optional[QAction] = None
+        self._quality: Optional[QualityAction] = None
         self._dialog: Any = None
 
     def initProcessing(self) -> None:
@@ -45,6 +48,12 @@ class HyperSharpPlugin:
         )
         self._iface.addPluginToRasterMenu(MENU, self._fuse_action)
         self._iface.addRasterToolBarIcon(self._fuse_action)
+        self._quality = QualityAction(
+            self._iface,
+            self._action(tr("Quality report"), "hypersharp_quality", self.show_quality),
+            self._show_report,
+            self._show_error,
+        )
         self._help_action = self._action(tr("HyperSharp"), "hypersharp_help", show_help)
         self._iface.pluginHelpMenu().addAction(self._help_action)
 
@@ -65,6 +74,18 @@ class HyperSharpPlugin:
         self._dialog.activateWindow()
         return self._dialog
 
+    def show_quality(self) -> Any:
+        """Score the active layer in the background; return the task, or None when its sources are asked for."""
+        return self._quality.trigger() if self._quality is not None else None
+
+    def _show_report(self, text: str, report: str) -> None:
+        from ..ui.messages import push_success
+
+        push_success(self._iface.messageBar(), text, report)
+
+    def _show_error(self, error: HyperSharpError) -> None:
+        self._iface.messageBar().pushMessage(MENU, log.sentence(error), Qgis.MessageLevel.Critical)
+
     def unload(self) -> None:
         """Remove everything again: dialog, tasks, workers, actions, provider."""
         task.abandon_all()  # first: a task must not speak to a dialog that is gone
@@ -77,6 +98,9 @@ class HyperSharpPlugin:
             self._iface.removeRasterToolBarIcon(self._fuse_action)
             self._fuse_action.deleteLater()
             self._fuse_action = None
+        if self._quality is not None:
+            self._quality.remove()
+            self._quality = None
         if self._help_action is not None:
             self._iface.pluginHelpMenu().removeAction(self._help_action)
             self._help_action.deleteLater()

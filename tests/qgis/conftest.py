@@ -106,6 +106,7 @@ class Desktop:
 
         self.window = QMainWindow()
         self.menu, self.toolbar, self.help = {}, [], QMenu(self.window)
+        self.layer_actions, self.active = [], None
 
     def mainWindow(self):
         return self.window
@@ -121,6 +122,15 @@ class Desktop:
 
     def removeRasterToolBarIcon(self, action):
         self.toolbar.remove(action)
+
+    def addCustomActionForLayerType(self, action, menu, kind, all_layers):
+        self.layer_actions.append(action)
+
+    def removeCustomActionForLayerType(self, action):
+        self.layer_actions.remove(action)
+
+    def activeLayer(self):
+        return self.active
 
     def pluginHelpMenu(self):
         return self.help

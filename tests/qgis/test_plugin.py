@@ -33,6 +33,7 @@ def test_ten_times_and_nothing_left(desktop, qgis_new_project):
         plugin.initGui()
         assert [a.objectName() for a in desktop.menu["HyperSharp"]] == ["hypersharp_fuse"]
         assert len(desktop.toolbar) == 1
+        assert [a.text() for a in desktop.layer_actions] == ["Quality report"]
         assert registry.algorithmById("hypersharp:fuse") is not None
         dialog = plugin.show_fusion_dialog()
         assert dialog.isVisible()
@@ -41,6 +42,7 @@ def test_ten_times_and_nothing_left(desktop, qgis_new_project):
         settle()
         assert desktop.menu["HyperSharp"] == []
         assert desktop.toolbar == []
+        assert desktop.layer_actions == []
         assert desktop.help.actions() == []
         assert registry.providerById("hypersharp") is None
         assert [a for a in desktop.window.findChildren(QAction) if "hypersharp" in a.objectName()] == []
