@@ -40,24 +40,39 @@ from .response import GuideResponse, guide_response
 Tensor = torch.Tensor
 
 MIN_COARSE_PIXELS = 4
-STRIP_BYTES = 32 * 2**20
-"""Float32 bytes of one strip of the reference that is held at a time."""
+STRIP_ROWS = 256
+"""About as many fine rows are worked on at a time; the outputs' blocks are as high, so that none is written twice."""
+CHUNK_BYTES = 32 * 2**20
+"""Float32 bytes of the bands of a strip that are held at a time."""
+GDAL_CACHE_BYTES = 128 * 2**20
 NAMES = {"HS": "hs.tif", "GUIDE": "guide.tif", "REFERENCE": "reference.tif"}
 
 
 @dataclass
 class _Plan:
-    """Sizes of a simulation: fine rows and columns kept, coarse ones, coarse rows of a strip."""
+    """Sizes of a simulation.
+
+    Attributes:
+        rows, cols: fine pixels kept.
+        coarse_rows, coarse_cols: coarse pixels.
+        strip: coarse rows of a strip.
+        chunk: bands that are held at a time.
+    """
 
     rows: int
     cols: int
     coarse_rows: int
     coarse_cols: int
     strip: int
+    chunk: int
 
     def strips(self) -> list[Range]:
         """Return the coarse rows of each strip."""
         return [(r, min(self.coarse_rows, r + self.strip)) for r in range(0, self.coarse_rows, self.strip)]
+
+    def chunks(self, bands: int) -> list[list[int]]:
+        """Return the bands (from 0) of each chunk."""
+        return [list(range(b, min(bands, b + self.chunk))) for b in range(0, bands, self.chunk)]
 
 
 @dataclass
@@ -89,6 +104,7 @@ def run_simulate(job: SimulateJob, control: Control | None = None) -> Result:
     _check(job)
     with ExitStack() as stack:
         stack.enter_context(_quiet())
+        stack.enter_context(rasterio.Env(GDAL_CACHEMAX=GDAL_CACHE_BYTES))
         dataset, info = open_input(job.reference, "reference cube")
         stack.enter_context(dataset)
         plan = _plan(job, info)
@@ -153,10 +169,15 @@ def _plan(job: SimulateJob, info: RasterInfo) -> _Plan:
             f"each side needs at least {MIN_COARSE_PIXELS} coarse pixels",
         )
     rows, cols = coarse[0] * job.ratio, coarse[1] * job.ratio
-    line = 4 * info.count * cols
-    extra = 2 * psf_reach(job.ratio, job.mtf_hs)
-    strip = max(1, (STRIP_BYTES // line - extra) // job.ratio)
-    return _Plan(rows, cols, *coarse, strip)
+    strip = block_rows(job.ratio) // job.ratio
+    held = min(rows, strip * job.ratio + 2 * psf_reach(job.ratio, job.mtf_hs))
+    return _Plan(rows, cols, *coarse, strip, max(1, CHUNK_BYTES // (4 * held * cols)))
+
+
+def block_rows(ratio: int) -> int:
+    """Return the multiple of the ratio and of 16 (a TIFF tile's unit) that is nearest to `STRIP_ROWS`."""
+    unit = math.lcm(16, ratio)
+    return unit * max(1, round(STRIP_ROWS / unit))
 
 
 def _folder(text: str) -> Path:
@@ -203,9 +224,10 @@ def _survey(source: RasterSource, plan: _Plan, ratio: int, control: Control) -> 
     power = torch.zeros(source.bands, dtype=torch.float64)
     strips = plan.strips()
     for first, last in control.steps(strips, "look at the reference", len(strips)):
-        values, mask = source.read_samples((first * ratio, last * ratio), (0, plan.cols))
-        valid += mask.sum(dim=(1, 2))
-        power += torch.where(mask, values, 0.0).double().square().sum(dim=(1, 2))
+        for bands in plan.chunks(source.bands):
+            values, mask = source.take(bands).read_samples((first * ratio, last * ratio), (0, plan.cols))
+            valid[bands] += mask.sum(dim=(1, 2))
+            power[bands] += values.double().square().sum(dim=(1, 2))  # invalid samples are read as 0
     if int(valid.sum()) == 0:
         raise HyperSharpError("the reference holds nodata only", "choose another cube")
     masked = bool((valid < plan.rows * plan.cols).any())
@@ -223,18 +245,17 @@ def _write_all(
 ) -> None:
     """Write the three rasters strip by strip."""
     info, dataset, r = source.info, source.dataset, job.ratio
-    dtype = info.dtype
     nodata = _nodata(info, survey)
     generator = torch.Generator().manual_seed(job.seed)
     sigma = None if job.snr_db is None else survey.power.sqrt() * 10 ** (-job.snr_db / 20)
-    cols = decimation_matrix((0, plan.coarse_cols), (0, plan.cols), r, plan.cols, job.mtf_hs)
-    used = (response.weights > 0).any(dim=0)
     with ExitStack() as stack:
         try:
+            coarse_size, size = (plan.coarse_rows, plan.coarse_cols), (plan.rows, plan.cols)
+            block = block_rows(r)
             files = {
-                "HS": _create(parts["HS"], info, source.bands, plan.coarse_rows, plan.coarse_cols, r, nodata),
-                "GUIDE": _create(parts["GUIDE"], info, len(response.names), plan.rows, plan.cols, 1, nodata),
-                "REFERENCE": _create(parts["REFERENCE"], info, source.bands, plan.rows, plan.cols, 1, nodata),
+                "HS": _create(parts["HS"], info, source.bands, coarse_size, r, nodata, STRIP_ROWS),
+                "GUIDE": _create(parts["GUIDE"], info, len(response.names), size, 1, nodata, block),
+                "REFERENCE": _create(parts["REFERENCE"], info, source.bands, size, 1, nodata, block),
             }
         except (RasterioError, OSError) as error:
             raise HyperSharpError(
@@ -247,25 +268,44 @@ def _write_all(
         _tag_guide(files["GUIDE"], response)
         strips = plan.strips()
         for strip in control.steps(strips, "simulate", len(strips)):
-            fine = fine_support(strip, r, plan.rows, job.mtf_hs)
-            values, valid = source.read_samples(fine, (0, plan.cols))
-            rows = decimation_matrix(strip, fine, r, plan.rows, job.mtf_hs)
-            coarse, seen = _decimate(rows, cols, values, valid)
-            if sigma is not None:
-                noise = torch.randn(coarse.shape, generator=generator)
-                coarse = coarse + noise * sigma.float()[:, None, None]
-            files["HS"].write(_encode(coarse, seen, dtype, nodata), window=_window(strip, plan.coarse_cols))
-            own = slice(strip[0] * r - fine[0], strip[1] * r - fine[0])
-            values, valid = values[:, own], valid[:, own]
-            rows_fine = (strip[0] * r, strip[1] * r)
-            guide = torch.einsum("gb,byx->gyx", response.weights, torch.where(valid, values, 0.0))
-            ok = valid[used].all(dim=0).expand_as(guide)
-            files["GUIDE"].write(_encode(guide, ok, dtype, nodata), window=_window(rows_fine, plan.cols))
-            # The truth is copied as it is, not through float32.
-            raw = dataset.read(window=_window(rows_fine, plan.cols))
-            if nodata is not None:
-                raw = np.where(valid.numpy(), raw, np.asarray(nodata, dtype=raw.dtype))
-            files["REFERENCE"].write(raw, window=_window(rows_fine, plan.cols))
+            rows = (strip[0] * r, strip[1] * r)
+            guide = torch.zeros(len(response.names), rows[1] - rows[0], plan.cols)
+            guide_valid = torch.ones(guide.shape[1:], dtype=torch.bool)
+            for bands in plan.chunks(source.bands):
+                coarse, seen, values, valid = _chunk(source.take(bands), strip, plan, r, job.mtf_hs)
+                if sigma is not None:
+                    noise = torch.randn(coarse.shape, generator=generator)
+                    coarse = coarse + noise * sigma[bands].float()[:, None, None]
+                numbers = [b + 1 for b in bands]
+                window = _window(strip, plan.coarse_cols)
+                files["HS"].write(_encode(coarse, seen, info.dtype, nodata), numbers, window=window)
+                weights = response.weights[:, bands]
+                guide += torch.einsum("gb,byx->gyx", weights, values)
+                guide_valid &= valid[(weights > 0).any(dim=0)].all(dim=0)
+                # The truth is copied as it is, not through float32.
+                window = _window(rows, plan.cols)
+                raw = dataset.read(numbers, window=window)
+                if nodata is not None:
+                    raw = np.where(valid.numpy(), raw, np.asarray(nodata, dtype=raw.dtype))
+                files["REFERENCE"].write(raw, numbers, window=window)
+            encoded = _encode(guide, guide_valid.expand_as(guide), info.dtype, nodata)
+            files["GUIDE"].write(encoded, window=_window(rows, plan.cols))
+
+
+def _chunk(
+    source: RasterSource, strip: Range, plan: _Plan, ratio: int, gain: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return the coarse pixels of a strip and their validity, its fine pixels and theirs."""
+    fine = fine_support(strip, ratio, plan.rows, gain)
+    values, valid = source.read_samples(fine, (0, plan.cols))
+    coarse, seen = _decimate(
+        decimation_matrix(strip, fine, ratio, plan.rows, gain),
+        decimation_matrix((0, plan.coarse_cols), (0, plan.cols), ratio, plan.cols, gain),
+        values,
+        valid,
+    )
+    own = slice(strip[0] * ratio - fine[0], strip[1] * ratio - fine[0])
+    return coarse, seen, values[:, own], valid[:, own]
 
 
 def _window(rows: Range, cols: int) -> Window:
@@ -311,9 +351,16 @@ def _encode(values: Tensor, valid: Tensor, dtype: str, nodata: float | None) -> 
 
 
 def _create(
-    path: Path, info: RasterInfo, bands: int, rows: int, cols: int, ratio: int, nodata: float | None
+    path: Path,
+    info: RasterInfo,
+    bands: int,
+    size: tuple[int, int],
+    ratio: int,
+    nodata: float | None,
+    block: int,
 ) -> rasterio.io.DatasetWriter:
-    """Create one output on the reference's grid, or on the grid `ratio` times coarser."""
+    """Create one output of `size` (rows, cols) on the reference's grid, or on the grid `ratio` times coarser."""
+    blocks = {"tiled": True, "blockysize": block, "blockxsize": 256} if min(size) >= block else {}
     place: dict[str, Any] = {}
     if info.georeferenced:
         place["transform"] = info.transform * info.transform.scale(ratio)
@@ -323,16 +370,16 @@ def _create(
         path,
         "w",
         driver="GTiff",
-        width=cols,
-        height=rows,
+        width=size[1],
+        height=size[0],
         count=bands,
         dtype=info.dtype,
         nodata=nodata,
         compress="deflate",
         predictor=3 if np.dtype(info.dtype).kind == "f" else 2,
-        tiled=min(rows, cols) >= 256,
         interleave="band",
         BIGTIFF="IF_SAFER",
+        **blocks,
         **place,
     )
 

@@ -70,12 +70,29 @@ def test_hs_is_the_degraded_reference_and_the_grid_nests(tmp_path, cube):
     assert not list((tmp_path / "out").glob("*.part*"))
 
 
-def test_strips_make_no_difference(tmp_path, cube, monkeypatch):
+def test_strips_and_chunks_make_no_difference(tmp_path, cube, monkeypatch):
+    cube[3, 5:9, 20:30] = np.nan
     source = write_cube(tmp_path / "cube.tif", cube)
-    whole = read(simulate(source, tmp_path / "whole", ratio=3).outputs["HS"])[0]
-    monkeypatch.setattr(pair, "STRIP_BYTES", 1)
-    strips = read(simulate(source, tmp_path / "strips", ratio=3).outputs["HS"])[0]
-    np.testing.assert_allclose(strips, whole, rtol=1e-6)
+    whole = simulate(source, tmp_path / "whole", ratio=3, guide="3")
+    make_plan = pair._plan
+
+    def small_steps(job, info):
+        plan = make_plan(job, info)
+        plan.strip, plan.chunk = 3, 2
+        return plan
+
+    monkeypatch.setattr(pair, "_plan", small_steps)
+    parts = simulate(source, tmp_path / "parts", ratio=3, guide="3")
+    for key, path in whole.outputs.items():
+        np.testing.assert_allclose(read(parts.outputs[key])[0], read(path)[0], rtol=1e-6, err_msg=key)
+
+
+@pytest.mark.parametrize(
+    ("ratio", "rows"), [(2, 256), (3, 240), (4, 256), (5, 240), (6, 240), (7, 224), (10, 240)]
+)
+def test_blocks_hold_whole_coarse_pixels(ratio, rows):
+    assert pair.block_rows(ratio) == rows
+    assert pair.block_rows(ratio) % 16 == pair.block_rows(ratio) % ratio == 0
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "int16", "uint16", "int32", "float32"])
