@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -17,12 +16,13 @@ from ..degradation import (
     Range,
     decimation_matrix,
     interpolation_matrix,
-    psf_reach,
     separable,
 )
+from ..response_estimation import estimate_response
 from ..scene import FILL_REACH, MomentAccumulator, Scene, Tile
 from .base import FusionMethod
 from .injection import add_detail, ridge_solve, summary
+from .registration import Registration
 from .subspace import (
     CoarsePair,
     apply,
@@ -39,6 +39,12 @@ WINDOW = (1.0, 4.0, 6.0, 4.0, 1.0)
 GUIDE_RIDGE = 1e-4
 """Ridge of local gains, relative to the guide's mean local variance."""
 FILTER_RIDGE = 1e-4
+CLEARLY_BETTER = 0.05
+"""Share of what the nominal PSF leaves unexplained that an estimated one must explain to be used."""
+LEAST_GAIN = 1e-4
+"""The same as a share of the guide's variance."""
+WORTH_SAYING = 0.1
+"""Shift in fine pixels from which on a person is told."""
 ROUNDING = 1e-5
 """Deviation of a guide, relative to its mean, below which it is single-precision rounding and no detail."""
 BACK_PROJECTION_REACH = 2
@@ -76,7 +82,7 @@ class _Side:
         round_trip: `down up`. kernel: the same on `inner` alone, cut to a few pixels.
     """
 
-    def __init__(self, tile: Tile, axis: int, margin: int, reach: int | None) -> None:
+    def __init__(self, tile: Tile, axis: int, margin: int, reach: int | None, psf_pixels: int) -> None:
         r, size = tile.ratio, tile.scene_coarse[axis]
         area = (tile.coarse_rows, tile.coarse_cols)[axis]
         wanted = (tile.rows, tile.cols)[axis]
@@ -89,7 +95,7 @@ class _Side:
         self.fine = seen[0] * r, seen[1] * r
         self.own = slice(wanted[0] - self.fine[0], wanted[1] - self.fine[0])
         self.up = interpolation_matrix(self.fine, area, r, size)
-        inner = _shrunk(seen, psf_pixels(r, tile.mtf_hs), size)
+        inner = _shrunk(seen, psf_pixels, size)
         self.inner = slice(inner[0] - area[0], inner[1] - area[0])
         self.down = decimation_matrix(inner, self.fine, r, size * r, tile.mtf_hs)
         self.round_trip = self.down @ self.up
@@ -102,11 +108,6 @@ class _Side:
 def _shrunk(area: Range, by: int, size: int) -> Range:
     """Return the range without `by` pixels at each end, but for ends at the scene's border."""
     return area[0] + (by if area[0] > 0 else 0), area[1] - (by if area[1] < size else 0)
-
-
-def psf_pixels(ratio: int, mtf_gain: float) -> int:
-    """Return how many coarse pixels the PSF looks beyond its own."""
-    return math.ceil(psf_reach(ratio, mtf_gain) / ratio)
 
 
 class LMMSE(FusionMethod):
@@ -129,30 +130,48 @@ class LMMSE(FusionMethod):
         rank: most components to keep.
         prior: weight of the scene-wide gain against the local one.
         iterations: of the back-projection; 0 for none.
+        register: estimate the PSF's gain and the shift between the images from the pair, and use them where they
+            explain it clearly better than the nominal ones.
     """
 
-    defaults: ClassVar[Mapping[str, Any]] = {"rank": 16, "prior": 0.6, "iterations": 3}
+    defaults: ClassVar[Mapping[str, Any]] = {"rank": 16, "prior": 0.6, "iterations": 4, "register": True}
 
     def __init__(self, parameters: Mapping[str, Any] | None = None) -> None:
         super().__init__(parameters)
         self.iterations = int(self.parameters["iterations"])
 
-    def _set_halo(self, scene: Scene) -> None:
-        # From the outside in: what the gains look at, D, the iterations, interpolation of the correction.
-        if self.iterations:
-            inner = INTERPOLATION_REACH + BACK_PROJECTION_REACH * (self.iterations - 1)
-            self.halo = GAIN_REACH - FILL_REACH + psf_pixels(scene.ratio, scene.mtf_hs) + inner
-        else:
-            self.halo = GAIN_REACH - FILL_REACH
-
     def fit(self, scene: Scene, control: Control) -> None:
-        """Learn the subspace, the Wiener filters and the scene-wide gains."""
-        self._set_halo(scene)
+        """Learn the subspace, PSF and shift, the Wiener filters and the scene-wide gains."""
         statistics = scene.statistics(scene.mtf_hs, control)
         self.guide_mean = statistics.guide_mean
         self.subspace = fit_subspace(statistics, int(self.parameters["rank"]))
+        self._register(scene, control)
+        # From the outside in: what the gains look at, D, the iterations, interpolation of the correction.
+        self.halo = GAIN_REACH - FILL_REACH + self.registration.margin
+        if self.iterations:
+            iterated = INTERPOLATION_REACH + BACK_PROJECTION_REACH * (self.iterations - 1)
+            self.halo += self.registration.psf_pixels + iterated
         self._fit_filters(scene, control)
         self._fit_gains(scene, control)
+
+    def _register(self, scene: Scene, control: Control) -> None:
+        """Find the PSF's gain and the shift, and take them where they explain the pair clearly better."""
+        self.registration = Registration(scene.ratio, scene.mtf_hs, (0.0, 0.0), scene.mtf_hs)
+        self.estimate = (
+            estimate_response(scene, self.subspace, control) if self.parameters["register"] else None
+        )
+        found = self.estimate
+        if found is None:
+            return
+        gained = found.nominal_unexplained - found.unexplained
+        if gained < max(CLEARLY_BETTER * found.nominal_unexplained, LEAST_GAIN):
+            return
+        self.registration = Registration(scene.ratio, found.mtf_gain, found.shift, scene.mtf_hs)
+        if max(abs(s) for s in found.shift) > WORTH_SAYING:
+            control.warn(
+                f"the guide lies {found.shift[0]:.2f} pixels (rows) and {found.shift[1]:.2f} pixels (columns) off "
+                "the HS image: lmmse moves the guide's detail to match the HS image"
+            )
 
     def _fit_filters(self, scene: Scene, control: Control) -> None:
         """Learn each coefficient's Wiener filter on the coarse grid."""
@@ -160,7 +179,7 @@ class LMMSE(FusionMethod):
         # A guide of many bands enters with its central pixel only: the neighbourhood would be all guide.
         self.guide_reach = 1 if scene.guide.bands <= 6 else 0
         sums, count = None, 0
-        for window in coarse_windows(scene, self.subspace, self.guide_mean, 2, control):
+        for window in coarse_windows(scene, self.subspace, self.guide_mean, 2, control, self.registration):
             keep = window.own(window.pair.mask).reshape(-1)
             vectors = self._vectors(window.pair, window.own, keep)
             product = torch.matmul(vectors, vectors.transpose(1, 2)).cpu()
@@ -204,10 +223,12 @@ class LMMSE(FusionMethod):
         """Learn the scene-wide gains one scale down, and the guide's mean local covariance."""
         moments, local, count = MomentAccumulator(), None, 0
         context = detail_context(scene.ratio) + 2
-        for window in coarse_windows(scene, self.subspace, self.guide_mean, context, control):
+        for window in coarse_windows(
+            scene, self.subspace, self.guide_mean, context, control, self.registration
+        ):
             joint = torch.cat([self._denoise(window.pair), window.pair.guide])
             keep = window.own(window.pair.mask)
-            moments.update(one_scale_down(window, joint, scene)[:, keep])
+            moments.update(one_scale_down(window, joint, scene, self.registration.mtf_gain)[:, keep])
             _, variance = self._local_moments(window.pair.coefficients[:1], window.pair)
             total = window.own(variance)[:, keep].to(torch.float64).sum(dim=1).cpu()
             local = total if local is None else local + total
@@ -261,12 +282,19 @@ class LMMSE(FusionMethod):
 
     def fuse(self, tile: Tile) -> Tensor:
         """Return `[bands, rows, cols]`: the estimate of the tile."""
+        tile = self.registration.apply(tile)
         pair = coarse_pair(tile, self.subspace, self.guide_mean)
         clean = self._denoise(pair)
         centred = self.subspace.centred(tile.hs) * grown(tile.hs_mask, FILL_REACH)
         coarse = apply(self.subspace.residual, centred) + self.subspace.mean.to(centred)[:, None, None]
         sides = [
-            _Side(tile, axis, GAIN_REACH, BACK_PROJECTION_REACH if self.iterations else None)
+            _Side(
+                tile,
+                axis,
+                GAIN_REACH,
+                BACK_PROJECTION_REACH if self.iterations else None,
+                self.registration.psf_pixels,
+            )
             for axis in (0, 1)
         ]
         detail = self._detail(tile, clean, pair, sides)
@@ -309,10 +337,14 @@ class LMMSE(FusionMethod):
         return out
 
     def describe(self) -> dict[str, Any]:
-        """Return the subspace's size, how well the guide explains its detail, and the noise found."""
-        signal = self.subspace.noise / self.subspace.mean.abs().clamp_min(1e-300)
+        """Return the subspace, the noise found, how well the guide explains the detail, PSF and shift."""
+        relative = self.subspace.noise / self.subspace.mean.abs().clamp_min(1e-300)
+        used = self.registration
         return {
             "rank": self.subspace.rank,
             "detail_r2": summary(self.detail_r2, 3),
-            "median_relative_noise": round(float(signal.median()), 5),
+            "median_relative_noise": round(float(relative.median()), 5),
+            "mtf_gain": {"nominal": used.nominal_gain, "used": round(used.mtf_gain, 3)},
+            "guide_shift_pixels": [round(s, 2) for s in used.shift],
+            "guide_unexplained": None if self.estimate is None else round(self.estimate.unexplained, 5),
         }

@@ -21,6 +21,7 @@ from torch import Tensor
 from ..control import Control
 from ..degradation import Range, decimation_matrix, fill_invalid, interpolation_matrix, masked_separable
 from ..scene import COARSE_TILE, FILL_REACH, FULL_COVERAGE, Scene, SceneStatistics, Tile
+from .registration import Registration
 
 REGRESSORS = 64
 """Most neighbouring bands that a band is regressed on to find its noise."""
@@ -212,6 +213,7 @@ def coarse_windows(
     guide_mean: Tensor,
     context: int,
     control: Control,
+    registration: Registration,
     side: int = COARSE_TILE,
 ) -> Iterator[CoarseWindow]:
     """Iterate over the scene in the subspace and at coarse resolution, with context around each window."""
@@ -221,22 +223,26 @@ def coarse_windows(
         for c0 in range(0, width, side):
             control.check()
             rows, cols = (r0, min(height, r0 + side)), (c0, min(width, c0 + side))
-            tile = scene.tile((rows[0] * r, rows[1] * r), (cols[0] * r, cols[1] * r), context)
+            tile = scene.tile(
+                (rows[0] * r, rows[1] * r), (cols[0] * r, cols[1] * r), context + registration.margin
+            )
+            tile = registration.apply(tile)
             pair = coarse_pair(tile, subspace, guide_mean)
             yield CoarseWindow(pair, tile.coarse_rows, tile.coarse_cols, rows, cols)
 
 
-def one_scale_down(window: CoarseWindow, image: Tensor, scene: Scene) -> Tensor:
+def one_scale_down(window: CoarseWindow, image: Tensor, scene: Scene, mtf_gain: float) -> Tensor:
     """Return the detail of a coarse image that the same sensor `ratio` times coarser still would lose.
 
     Args:
-        window: with a context of at least `detail_context(scene)`.
+        window: with a context of at least `detail_context(ratio)`.
         image: `[channels, rows, cols]` on the window's pixels.
+        mtf_gain: gain of the degradation at Nyquist.
 
     Returns:
         `image - interpolated(degraded(image))` on the window's own pixels.
     """
-    r, gain = scene.ratio, scene.mtf_hs
+    r = scene.ratio
     sides = []
     for area, own, size in (
         (window.rows, window.own_rows, scene.coarse_shape[0]),
@@ -245,7 +251,7 @@ def one_scale_down(window: CoarseWindow, image: Tensor, scene: Scene) -> Tensor:
         small = -(-size // r)
         reduced = (max(0, own[0] // r - 2), min(small, -(-own[1] // r) + 2))
         up = interpolation_matrix(own, reduced, r, small)
-        sides.append(up @ decimation_matrix(reduced, area, r, size, gain))
+        sides.append(up @ decimation_matrix(reduced, area, r, size, mtf_gain))
     rows, cols = (side.to(image) for side in sides)
     return window.own(image) - rows @ image @ cols.T
 
