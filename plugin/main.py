@@ -27,9 +27,11 @@ class HyperSharpPlugin:
         self._iface = iface
         self._provider: Optional[HyperSharpProvider] = None
         self._fuse_action: Optional[QAction] = None
+        self._compare_action: Optional[QAction] = None
         self._help_action: Optional[QAction] = None
         self._quality: Optional[QualityAction] = None
         self._dialog: Any = None
+        self._compare_dialog: Any = None
 
     def initProcessing(self) -> None:
         """Register the Processing provider (QGIS calls this alone in `qgis_process`)."""
@@ -48,6 +50,13 @@ class HyperSharpPlugin:
         )
         self._iface.addPluginToRasterMenu(MENU, self._fuse_action)
         self._iface.addRasterToolBarIcon(self._fuse_action)
+        self._compare_action = self._action(
+            tr("Compare fusion methods…"), "hypersharp_compare", self.show_compare_dialog
+        )
+        self._compare_action.setStatusTip(
+            tr("Run several methods on what the map shows, and add the results as a group")
+        )
+        self._iface.addPluginToRasterMenu(MENU, self._compare_action)
         self._quality = QualityAction(
             self._iface,
             self._action(tr("Quality report"), "hypersharp_quality", self.show_quality),
@@ -74,6 +83,22 @@ class HyperSharpPlugin:
         self._dialog.activateWindow()
         return self._dialog
 
+    def show_compare_dialog(self) -> Any:
+        """Open a dialog that starts a comparison; return it."""
+        from ..ui.compare_dialog import CompareDialog
+        from ..ui.fusion_dialog import guess_pair
+
+        self._close_compare_dialog()
+        self._compare_dialog = CompareDialog(self._iface, self._iface.mainWindow(), guess_pair())
+        self._compare_dialog.show()
+        return self._compare_dialog
+
+    def _close_compare_dialog(self) -> None:
+        if self._compare_dialog is not None:
+            self._compare_dialog.close()
+            self._compare_dialog.deleteLater()
+            self._compare_dialog = None
+
     def show_quality(self) -> Any:
         """Score the active layer in the background; return the task, or None when its sources are asked for."""
         return self._quality.trigger() if self._quality is not None else None
@@ -93,6 +118,11 @@ class HyperSharpPlugin:
             self._dialog.close()
             self._dialog.deleteLater()
             self._dialog = None
+        self._close_compare_dialog()
+        if self._compare_action is not None:
+            self._iface.removePluginRasterMenu(MENU, self._compare_action)
+            self._compare_action.deleteLater()
+            self._compare_action = None
         if self._fuse_action is not None:
             self._iface.removePluginRasterMenu(MENU, self._fuse_action)
             self._iface.removeRasterToolBarIcon(self._fuse_action)

@@ -47,6 +47,28 @@ REFRESH_MS = 120
 MAX_GUIDE_BANDS_GUESSED = 20
 
 
+def guess_pair() -> tuple[Optional[QgsRasterLayer], Optional[QgsRasterLayer]]:
+    """Return the raster with most bands, and the finest raster of few bands that overlaps it; None where none is."""
+    rasters = []
+    for layer in QgsProject.instance().mapLayers().values():
+        if isinstance(layer, QgsRasterLayer) and layer.providerType() == "gdal" and layer.isValid():
+            try:
+                rasters.append((layer, read_facts(layer)))
+            except HyperSharpError:
+                continue
+    # Of equal bands the coarser one: the finer may be a fused result.
+    rasters.sort(key=lambda entry: (-entry[1].bands, -(entry[1].pixel_size or (0.0,))[0]))
+    if not rasters:
+        return None, None
+    hs_layer, hs = rasters[0]
+    best: tuple[float, Optional[QgsRasterLayer]] = (0.0, None)
+    for layer, facts in rasters[1:]:
+        pair = read_pair(hs, facts)
+        if not pair.problems and facts.bands <= MAX_GUIDE_BANDS_GUESSED:
+            best = max(best, (pair.true_ratio or 0.0, layer), key=lambda entry: entry[0])
+    return hs_layer, best[1]
+
+
 class FusionDialog(QDialog):
     """Fuses a pair of layers; stays open and usable while it does."""
 
@@ -192,27 +214,10 @@ class FusionDialog(QDialog):
         self.cancel_button.clicked.connect(lambda _checked: self.cancel())
 
     def _guess_layers(self) -> None:
-        """Choose the raster with most bands, and the finest raster of few bands that overlaps it."""
-        rasters = []
-        for layer in QgsProject.instance().mapLayers().values():
-            if isinstance(layer, QgsRasterLayer) and layer.providerType() == "gdal" and layer.isValid():
-                try:
-                    rasters.append((layer, read_facts(layer)))
-                except HyperSharpError:
-                    continue
-        # Of equal bands the coarser one: the finer may be a fused result.
-        rasters.sort(key=lambda entry: (-entry[1].bands, -(entry[1].pixel_size or (0.0,))[0]))
-        for hs_layer, hs in rasters[:1]:
-            self.hs_chooser.set_layer(hs_layer)
-            best: tuple[float, Optional[QgsRasterLayer]] = (0.0, None)
-            for layer, facts in rasters[1:]:
-                pair = read_pair(hs, facts)
-                if not pair.problems and facts.bands <= MAX_GUIDE_BANDS_GUESSED:
-                    best = max(best, (pair.true_ratio or 0.0, layer), key=lambda entry: entry[0])
-            self.guide_chooser.set_layer(best[1])
-            return
-        self.hs_chooser.set_layer(None)
-        self.guide_chooser.set_layer(None)
+        """Choose the pair that the project most likely means."""
+        hs, guide = guess_pair()
+        self.hs_chooser.set_layer(hs)
+        self.guide_chooser.set_layer(guide)
 
     def showEvent(self, event: Any) -> None:
         """Look at the project again when nothing has been chosen yet."""

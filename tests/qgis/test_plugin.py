@@ -31,13 +31,15 @@ def test_ten_times_and_nothing_left(desktop, qgis_new_project):
     for _ in range(10):
         plugin = hypersharp.classFactory(desktop)
         plugin.initGui()
-        assert [a.objectName() for a in desktop.menu["HyperSharp"]] == ["hypersharp_fuse"]
+        names = [a.objectName() for a in desktop.menu["HyperSharp"]]
+        assert names == ["hypersharp_fuse", "hypersharp_compare"]
         assert len(desktop.toolbar) == 1
         assert [a.text() for a in desktop.layer_actions] == ["Quality report"]
         assert registry.algorithmById("hypersharp:fuse") is not None
         dialog = plugin.show_fusion_dialog()
         assert dialog.isVisible()
         assert plugin.show_fusion_dialog() is dialog
+        assert plugin.show_compare_dialog().isVisible()
         plugin.unload()
         settle()
         assert desktop.menu["HyperSharp"] == []
