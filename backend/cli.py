@@ -15,7 +15,17 @@ from typing import Any, NoReturn
 from . import errors, protocol
 from .control import Control
 from .errors import ErrorCode, HyperSharpError
-from .job import COMPRESSIONS, DEFAULT_METHOD, DTYPES, AssessJob, CompareJob, FuseJob, Job, SimulateJob
+from .job import (
+    COMPRESSIONS,
+    DEFAULT_METHOD,
+    DTYPES,
+    AssessJob,
+    CompareJob,
+    FuseJob,
+    Job,
+    SimulateJob,
+    TrainJob,
+)
 from .registry import METHODS, why_unavailable
 
 
@@ -99,6 +109,35 @@ def build_parser() -> argparse.ArgumentParser:
     simulate.add_argument("-o", "--output", required=True, metavar="FOLDER")
     simulate.add_argument("--progress", choices=("bar", "json", "none"), default="none")
 
+    train = commands.add_parser("train", help="train a learned method on cubes or on a pair")
+    train.add_argument("hs", metavar="HS", nargs="?", help="hyperspectral raster")
+    train.add_argument("guide", metavar="GUIDE", nargs="?", help="finer panchromatic or multispectral raster")
+    train.add_argument("--cubes", metavar="FOLDER", help="instead of a pair: train on the cubes in it")
+    train.add_argument("--method", required=True, help="id of a learned method")
+    train.add_argument("-o", "--output", required=True, metavar="WEIGHTS", help="weights folder to write")
+    train.add_argument("--steps", type=int, default=2000, metavar="N", help="training steps (default 2000)")
+    train.add_argument("--resume", action="store_true", help="continue an interrupted run")
+    train.add_argument("--weights", metavar="NAME|FOLDER", help="weights to start from")
+    train.add_argument(
+        "--leave-out", action="append", default=[], metavar="NAME", help="cubes not to use (name beginning)"
+    )
+    train.add_argument(
+        "--validate-on", action="append", default=[], metavar="NAME", help="cubes for early stopping only"
+    )
+    train.add_argument("--validate-every", type=int, default=100, metavar="N", help="steps (default 100)")
+    train.add_argument(
+        "--patience",
+        type=int,
+        default=8,
+        metavar="N",
+        help="validations without gain before it ends; 0: never",
+    )
+    train.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    train.add_argument("--seed", type=int, default=1029)
+    train.add_argument("--mtf-hs", type=float, default=0.3, help="HS sensor's MTF gain (a pair; default 0.3)")
+    train.add_argument("--mtf-guide", type=float, default=0.2, help="guide's MTF gain (a pair; default 0.2)")
+    train.add_argument("--progress", choices=("bar", "json", "none"), default=None)
+
     for name, text in (("methods", "list the methods"), ("doctor", "show versions, GPU and kernels")):
         sub = commands.add_parser(name, help=text)
         sub.add_argument("--json", action="store_true", help="as JSON")
@@ -147,6 +186,8 @@ def job_of(args: argparse.Namespace) -> Job:
     """Return the job that the arguments ask for."""
     if args.command == "simulate":
         return SimulateJob(args.reference, args.output, args.ratio, args.guide, args.snr, args.mtf, args.seed)
+    if args.command == "train":
+        return _train_job(args)
     shared: dict[str, Any] = {
         "device": args.device,
         "memory_gb": args.memory,
@@ -180,6 +221,27 @@ def job_of(args: argparse.Namespace) -> Job:
         overviews=args.overviews,
         assess=not args.no_assess,
         **shared,
+    )
+
+
+def _train_job(args: argparse.Namespace) -> TrainJob:
+    return TrainJob(
+        args.output,
+        args.method,
+        hs=args.hs,
+        guide=args.guide,
+        cubes=args.cubes,
+        steps=args.steps,
+        resume=args.resume,
+        weights=args.weights,
+        leave_out=args.leave_out,
+        validate_on=args.validate_on,
+        validate_every=args.validate_every,
+        patience=args.patience,
+        device=args.device,
+        seed=args.seed,
+        mtf_hs=args.mtf_hs,
+        mtf_guide=args.mtf_guide,
     )
 
 

@@ -171,8 +171,49 @@ class CompareJob:
     report: bool = True
 
 
-Job = Union[FuseJob, AssessJob, SimulateJob, CompareJob]
-JOB_KINDS: dict[str, type[Any]] = {cls.kind: cls for cls in (FuseJob, AssessJob, SimulateJob, CompareJob)}
+@dataclass
+class TrainJob:
+    """Train a learned method on a folder of cubes, or on one pair, into a weights folder.
+
+    Attributes:
+        output: the weights folder.
+        method: method id.
+        hs, guide: paths of a pair (scene-adaptive training by Wald's protocol); or
+        cubes: path of a folder with hyperspectral cubes.
+        steps: training steps.
+        resume: continue an interrupted run whose state lies in `output`.
+        weights: name or folder of weights to start from; None for new ones.
+        leave_out: beginnings of the names of cubes that are not used at all.
+        validate_on: beginnings of the names of cubes for early stopping; empty to draw some.
+        validate_every: steps between validations.
+        patience: validations without improvement after which the run ends; 0 for never.
+        device, seed, mtf_hs, mtf_guide: as in `FuseJob`.
+    """
+
+    kind: ClassVar[str] = "train"
+
+    output: str
+    method: str
+    hs: Optional[str] = None
+    guide: Optional[str] = None
+    cubes: Optional[str] = None
+    steps: int = 2000
+    resume: bool = False
+    weights: Optional[str] = None
+    leave_out: list[str] = field(default_factory=list)
+    validate_on: list[str] = field(default_factory=list)
+    validate_every: int = 100
+    patience: int = 8
+    device: str = "auto"
+    seed: int = 1029
+    mtf_hs: float = DEFAULT_MTF_HS
+    mtf_guide: float = DEFAULT_MTF_GUIDE
+
+
+Job = Union[FuseJob, AssessJob, SimulateJob, CompareJob, TrainJob]
+JOB_KINDS: dict[str, type[Any]] = {
+    cls.kind: cls for cls in (FuseJob, AssessJob, SimulateJob, CompareJob, TrainJob)
+}
 
 
 def job_to_dict(job: Job) -> dict[str, Any]:

@@ -93,7 +93,7 @@ def run_fuse(job: FuseJob, control: Control) -> Result:
         check_output(job.output, [hs, guide], _disk_bytes(pair, dtype, job.compress))
         control.step()
         control.stage("learning", 1)
-        method: FusionMethod = load_method(job.method)(job.parameters)
+        method: FusionMethod = load_method(job.method)(method_parameters(job))
         method.fit(pair.scene, control)
         control.step()
         with partial_output(job.output) as part:
@@ -103,12 +103,21 @@ def run_fuse(job: FuseJob, control: Control) -> Result:
             if job.assess:
                 from .assessment import assess_pair
 
-                metrics |= assess_pair(pair, str(part), control, method=job.method, parameters=job.parameters)
+                metrics |= assess_pair(
+                    pair, str(part), control, method=job.method, parameters=method_parameters(job)
+                )
             control.finish()
     outputs = {"OUTPUT": job.output}
     metrics["warnings"] = list(control.warnings)
     outputs |= write_side_files(metrics, job, job.output, hs, guide, control)
     return Result(outputs, metrics, list(control.warnings))
+
+
+def method_parameters(job: FuseJob) -> dict[str, Any]:
+    """Return the options that a job gives its method: weights and adaptation are options of learned ones."""
+    if not method_info(job.method).needs_weights:
+        return dict(job.parameters)
+    return {"weights": job.weights, "adapt": job.adapt_steps, **job.parameters}
 
 
 def check_job(job: FuseJob) -> None:

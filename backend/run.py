@@ -14,6 +14,7 @@ _RUNNERS = {
     "assess": (".assessment", "run_assess"),
     "simulate": (".simulation", "run_simulate"),
     "compare": (".comparison", "run_compare"),
+    "train": (".training.run", "run_train"),
 }
 
 

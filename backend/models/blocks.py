@@ -48,16 +48,21 @@ class DFAB(nn.Module):
 
 
 class CLRA(nn.Module):
-    """Cross-layer residual aggregation: three DFAB in a row inside a residual connection (grouped CLRA: GRG)."""
+    """Cross-layer residual aggregation: DFAB in a row inside a residual connection (grouped CLRA: GRG).
 
-    def __init__(self, width: int, growth: int, groups: int = 1) -> None:
+    Args:
+        width, growth, groups: see `DFAB`.
+        dense: DFAB in the row; three as published.
+    """
+
+    def __init__(self, width: int, growth: int, groups: int = 1, dense: int = 3) -> None:
         super().__init__()
-        self.blocks = nn.Sequential(*(DFAB(width, growth, groups) for _ in range(3)))
+        self.blocks = nn.Sequential(*(DFAB(width, growth, groups) for _ in range(dense)))
 
     def forward(self, x: Tensor) -> Tensor:
         """Return `[batch, width, rows, cols]`."""
         return x + RESIDUAL * self.blocks(x)
 
 
-CONVS_PER_CLRA = 15
-"""3 x 3 convolutions in a row in one CLRA: its receptive field reaches as many pixels."""
+CONVS_PER_DFAB = 5
+"""3 x 3 convolutions in a row in one DFAB: its receptive field reaches as many pixels."""

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .blocks import CLRA, CONVS_PER_CLRA, SLOPE
+from .blocks import CLRA, CONVS_PER_DFAB, SLOPE
 from .pretrained import PretrainedModel, register_model
 from .ssawb import SSAWB
 
@@ -29,6 +29,7 @@ class MBFNConfig:
         out_bands: channels of the result; None for `hs_bands`.
         width, growth: channels of a branch and of a dense block's growth.
         blocks: CLRA blocks of the branches Z, V, Q, K (joint fine, joint coarse, HS, guide).
+        dense: DFAB in a CLRA block; three as published.
         hs_groups: groups of the convolutions in the HS branch's blocks.
         attention, heads, window: channels, heads and window of the SSAWB.
     """
@@ -40,6 +41,7 @@ class MBFNConfig:
     width: int = 86
     growth: int = 43
     blocks: tuple[int, int, int, int] = (6, 6, 4, 4)
+    dense: int = 3
     hs_groups: int = 1
     attention: int = 64
     heads: int = 4
@@ -90,13 +92,15 @@ class MBFN(PretrainedModel):
         self.act = nn.LeakyReLU(SLOPE)
 
     def _branch(self, blocks: int, groups: int = 1) -> nn.Sequential:
-        return nn.Sequential(*(CLRA(self.config.width, self.config.growth, groups) for _ in range(blocks)))
+        c = self.config
+        return nn.Sequential(*(CLRA(c.width, c.growth, groups, c.dense) for _ in range(blocks)))
 
     def reach(self, ratio: int) -> int:
         """Return how many coarse pixels to each side a fine pixel depends on (local attention only)."""
         n_z, n_v, n_q, n_k = self.config.blocks
-        fine = max(n_z, n_k) * CONVS_PER_CLRA + 1
-        coarse = max(n_v, n_q) * CONVS_PER_CLRA + 1
+        convs = CONVS_PER_DFAB * self.config.dense
+        fine = max(n_z, n_k) * convs + 1
+        coarse = max(n_v, n_q) * convs + 1
         # 2 for the bicubic reduction of the guide, 1 for rounding.
         return max(coarse + 2, math.ceil(fine / ratio)) + math.ceil((self.fuser.reach + 2) / ratio) + 1
 

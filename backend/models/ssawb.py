@@ -72,9 +72,11 @@ class SSAWB(nn.Module):
         d = query.shape[2]
         query = functional.normalize(query.float(), dim=2)
         key = functional.normalize(key.float(), dim=2)
-        product = torch.einsum("bhiyx,bhjyx->bhijyx", query, key)
-        mean = functional.avg_pool2d(
-            product.flatten(1, 3), self.window, 1, self.window // 2, count_include_pad=False
-        )
-        attention = (mean.view(product.shape) * d * math.sqrt(d)).softmax(dim=3).to(value.dtype)
-        return torch.einsum("bhijyx,bhjyx->bhiyx", attention, value).reshape(shape)
+        product = (query[:, :, :, None] * key[:, :, None]).flatten(1, 3)
+        # The mean over a square in two passes, rows then columns.
+        side, half = self.window or 1, (self.window or 1) // 2
+        mean = functional.avg_pool2d(product, (side, 1), 1, (half, 0), count_include_pad=False)
+        mean = functional.avg_pool2d(mean, (1, side), 1, (0, half), count_include_pad=False)
+        mean = mean.view(shape[0], self.heads, d, d, *shape[2:])
+        attention = (mean * d * math.sqrt(d)).softmax(dim=3).to(value.dtype)
+        return (attention * value[:, :, None]).sum(dim=3).reshape(shape)

@@ -1,0 +1,205 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The learned methods: a network corrects the closed form's coefficients in the HS image's own subspace."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from ..control import Control
+from ..degradation import INTERPOLATION_REACH, Range, coarse_support, psf_reach
+from ..errors import ErrorCode, HyperSharpError
+from ..models import hyfusion, mbfn
+from ..models.pretrained import PretrainedModel, from_pretrained, read_config
+from ..scene import FILL_REACH, Scene, Tile
+from ..weights import find_weights
+from .base import FusionMethod
+from .learned_base import ClosedForm, fit_closed_form
+from .learned_planes import FORM, component_statistics, consistent, make_planes, read_output
+from .subspace import grown
+
+
+class LearnedFusion(FusionMethod):
+    """A network in the subspace form, on top of `lmmse` (docs/models.md).
+
+    Subclasses name the network's class and the weights used when none are given.
+
+    Options:
+        weights: name of shipped weights, or a folder; None for the method's own.
+        adapt: training steps on the pair itself, one scale down, before fusing.
+    """
+
+    defaults: ClassVar[Mapping[str, Any]] = {"weights": None, "adapt": 0}
+    network: ClassVar[type[PretrainedModel]]
+    own_weights: ClassVar[str]
+
+    def __init__(self, parameters: Mapping[str, Any] | None = None) -> None:
+        super().__init__(parameters)
+        self.steps = adapt_steps(self.parameters["adapt"])
+        self.weights = str(self.parameters["weights"] or self.own_weights)
+        self.adaptation: dict[str, Any] | None = None
+
+    def fit(self, scene: Scene, control: Control) -> None:
+        """Load the weights, fit the closed form, and tune the network on the pair where that is asked for.
+
+        Raises:
+            HyperSharpError: code `no_weights`; the weights are missing, damaged or of another method.
+        """
+        self.model, self.components = load_network(find_weights(self.weights), self.network)
+        self.model.to(scene.device)
+        self.closed: ClosedForm = fit_closed_form(scene, control)
+        self.statistics = component_statistics(scene, self.closed.subspace, control)
+        if self.steps:
+            from ..training.adapt import adapt
+
+            self.adaptation = adapt(self.model, scene, self.components, self.steps, control)
+        # From the outside in: the planes' low-pass, the network, the consistency step.
+        psf = math.ceil(psf_reach(scene.ratio, self.closed.mtf_gain) / scene.ratio)
+        low_pass = psf + INTERPOLATION_REACH
+        self.margin = 2 * low_pass + self.model.reach(scene.ratio) + 1
+        self.halo = self.closed.halo + self.margin
+
+    @torch.no_grad()
+    def fuse(self, tile: Tile) -> Tensor:
+        """Return `[bands, rows, cols]`: the closed form plus the network's correction."""
+        wide = widened(tile, self.margin)
+        image = self.closed.image(wide)
+        top, left = tile.rows[0] - wide.rows[0], tile.cols[0] - wide.cols[0]
+        own = (
+            slice(None),
+            slice(top, top + tile.rows[1] - tile.rows[0]),
+            slice(left, left + tile.cols[1] - tile.cols[0]),
+        )
+        correction = self.correct(self.closed.registered(wide), self.closed.subspace.coefficients(image))
+        fused = image[own].clone()
+        flat = fused.view(len(fused), -1)
+        basis = self.closed.subspace.basis[:, : len(correction)].to(flat)
+        flat.addmm_(basis, correction[own].reshape(len(correction), -1))
+        return fused
+
+    def correct(self, tile: Tile, estimate: Tensor) -> Tensor:
+        """Return the correction of the first components on a tile's own pixels, `[K, rows, cols]`.
+
+        Args:
+            tile: of whole coarse pixels, in register.
+            estimate: the closed form's coefficients, `[rank, rows, cols]`.
+        """
+        ratio, gain = tile.ratio, tile.mtf_hs
+        k = min(self.components, len(estimate))
+        rows, cols = _coarse(tile.rows, ratio), _coarse(tile.cols, ratio)
+        inner = (
+            slice(None),
+            slice(rows[0] - tile.coarse_rows[0], rows[1] - tile.coarse_rows[0]),
+            slice(cols[0] - tile.coarse_cols[0], cols[1] - tile.coarse_cols[0]),
+        )
+        near = grown(tile.hs_mask, FILL_REACH)[inner[1:]]
+        coarse = self.closed.subspace.coefficients(tile.hs[inner]) * near
+        guide = tile.guide_core
+        top, left = tile.rows[0] - tile.fine_rows[0], tile.cols[0] - tile.fine_cols[0]
+        seen = grown(tile.guide_mask, FILL_REACH)[top : top + guide.shape[1], left : left + guide.shape[2]]
+        mean = self.statistics.guide_mean.to(guide)[:, None, None]
+        guide = torch.where(seen, guide, mean)
+        planes = make_planes(estimate[:k], coarse, guide, self.statistics, ratio, gain)
+        origin = (tile.rows[0], tile.cols[0])
+        # One component at a time: that bounds the memory, and on a CPU it is no slower.
+        out = torch.cat(
+            [self._run(planes.coarse[i : i + 1], planes.fine[i : i + 1], origin) for i in range(k)]
+        )
+        correction = read_output(out, planes.fine) * planes.unit[:, None, None]
+        return consistent(correction, ratio, gain, self.closed.trust[:k])
+
+    def _run(self, coarse: Tensor, fine: Tensor, origin: tuple[int, int]) -> Tensor:
+        return self.model(coarse, fine)[0]
+
+    def describe(self) -> dict[str, Any]:
+        """Return which weights were used, what adaptation gained, and what the closed form found."""
+        facts: dict[str, Any] = {
+            "weights": self.weights,
+            "network_parameters": self.model.parameter_count(),
+            "components": min(self.components, len(self.closed.trust)),
+            "closed_form": self.closed.method.describe(),
+        }
+        if self.adaptation is not None:
+            facts["adaptation"] = self.adaptation
+        return facts
+
+
+class S3RNet(LearnedFusion):
+    """S3RNet's multi-branch network with SSAWB (Lee et al., IGARSS 2025, arXiv 2501.07953)."""
+
+    network = mbfn.MBFN
+    own_weights = "s3rnet"
+
+
+class CSAKDTeacher(S3RNet):
+    """CSAKD's teacher (Hsu et al., arXiv 2406.19666), which owes its student nothing: S3RNet's own weights."""
+
+
+class CSAKD(LearnedFusion):
+    """CSAKD's student, trained beside its teacher (Hsu et al., arXiv 2406.19666)."""
+
+    network = mbfn.MBFN
+    own_weights = "csakd"
+
+
+class HyFusionMethod(LearnedFusion):
+    """HyFusion's coupled streams of shifted-window attention (Lee et al., IGARSS 2025, arXiv 2501.04665)."""
+
+    network = hyfusion.HyFusion
+    own_weights = "hyfusion"
+
+    def _run(self, coarse: Tensor, fine: Tensor, origin: tuple[int, int]) -> Tensor:
+        return self.model(coarse, fine, origin)[0]
+
+
+def load_network(folder: Path, network: type[PretrainedModel]) -> tuple[PretrainedModel, int]:
+    """Return a network in the subspace form and how many components it corrects.
+
+    Raises:
+        HyperSharpError: code `no_weights`; missing, damaged, of another class or for another input.
+    """
+    entry = read_config(folder).get("input") or {}
+    model = from_pretrained(folder, network)
+    if entry.get("form") != FORM:
+        raise HyperSharpError(
+            f"the weights in {folder} take another input: {entry.get('form')!r}",
+            f"this method needs weights of the form {FORM!r}, as hypersharp train writes them",
+            ErrorCode.NO_WEIGHTS,
+        )
+    return model, max(1, int(entry.get("components", 8)))
+
+
+def adapt_steps(value: Any) -> int:
+    """Return the number of adaptation steps.
+
+    Raises:
+        HyperSharpError: no integer of at least 0.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise HyperSharpError(
+            f"the number of adaptation steps is {value!r}", "give an integer, 0 for none", ErrorCode.USAGE
+        )
+    return value
+
+
+def _coarse(fine: Range, ratio: int) -> Range:
+    return fine[0] // ratio, fine[1] // ratio
+
+
+def widened(tile: Tile, margin: int) -> Tile:
+    """Return the tile with `margin` coarse pixels more of its own on each side, in whole coarse pixels.
+
+    The context must have been read with a halo that is larger by `margin`.
+    """
+    ratio = tile.ratio
+    rows = coarse_support(tile.rows, ratio, tile.scene_coarse[0], margin)
+    cols = coarse_support(tile.cols, ratio, tile.scene_coarse[1], margin)
+    fine_rows, fine_cols = (rows[0] * ratio, rows[1] * ratio), (cols[0] * ratio, cols[1] * ratio)
+    mask = torch.ones(fine_rows[1] - fine_rows[0], fine_cols[1] - fine_cols[0], dtype=torch.bool)
+    return replace(tile, rows=fine_rows, cols=fine_cols, mask=mask.to(tile.hs.device), _lowpass={})

@@ -1,0 +1,294 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The learned methods' input contract: one component of the HS image's own subspace at a time.
+
+A network sees a handful of planes that say what the closed form (`lmmse`) made of one component, what the coarse
+image and the guide know of it, and how far they can be trusted; it returns a correction of that component, in
+units of its expected detail. The components share the weights, so neither the number of bands, nor that of
+the guide's bands, nor the ratio is built in. docs/models.md says what was tried.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from ..control import Control
+from ..degradation import degrade, interpolate
+from ..scene import MomentAccumulator, Scene
+from .injection import ridge_solve
+
+FORM = "subspace-1"
+"""Name of this contract in config.json; weights of another one are refused."""
+COARSE_PLANES = 7
+FINE_PLANES = 13
+OUTPUTS = 5
+"""What a network returns: weights of the planes `READ` and a free term."""
+READ = (1, 3, 4, 5)
+"""Fine planes whose weighted sum is part of a correction: the closed form's detail, that less a linear and less a
+multiplicative injection of the guide's, and a sharpening."""
+CONTRAST_FLOOR = 0.1
+"""The guide's local brightness counts as at least this share of its mean, so that its contrast stays finite."""
+LEAST_UNIT = 0.03
+"""Where the guide explains a component's detail, corrections are small: to this share of the detail."""
+FREE = 0.5
+"""Size of the free term, relative to the detail to expect."""
+LIMIT = 8.0
+"""Planes are clipped to this many units: a dead pixel must not drive a network."""
+ROUGHNESS_OF_NOISE = 1.9544
+"""Mean absolute second difference of white Gaussian noise over its standard deviation, sqrt(6) sqrt(2 / pi)."""
+
+
+@dataclass
+class Subspace:
+    """A basis of the HS image.
+
+    Attributes:
+        basis: `[bands, K]`, `image = mean + basis @ coefficients` (plus what lies outside).
+        projector: `[K, bands]`, `coefficients = projector @ (image - mean)`.
+        mean: `[bands]`.
+    """
+
+    basis: Tensor
+    projector: Tensor
+    mean: Tensor
+
+    def coefficients(self, image: Tensor) -> Tensor:
+        """Return `[K, rows, cols]` of `[bands, rows, cols]`."""
+        flat = image.reshape(len(image), -1) - self.mean.to(image)[:, None]
+        return (self.projector.to(image) @ flat).view(-1, *image.shape[1:])
+
+    def lift(self, coefficients: Tensor) -> Tensor:
+        """Return what coefficients `[K, rows, cols]` mean in the bands, without the mean."""
+        flat = coefficients.reshape(len(coefficients), -1)
+        return (self.basis.to(flat) @ flat).view(-1, *coefficients.shape[1:])
+
+
+@dataclass
+class ComponentStatistics:
+    """What the coarse scene tells of each component; all `[K]` but the predictor.
+
+    Attributes:
+        scale: standard deviation of the coarse coefficients.
+        detail: standard deviation of what one more step of coarsening takes away: the detail to expect.
+        explained: share of that detail that a linear regression on the guide's explains, 0 to 1.
+        roughness: share of the scale that looks like white noise, 0 to 1 (second differences).
+        predictor: `[K, guide bands]`, regression of the coefficients on the degraded guide.
+        origin: coefficients of an image that is 0 everywhere.
+        guide_mean: `[guide bands]`.
+        guide_axis: `[guide bands]`, the guide's first principal axis, scaled to unit variance, of the sign that
+            makes it a brightness.
+        sign: of the covariance of the coefficients and that axis: -1 or 1.
+    """
+
+    scale: Tensor
+    detail: Tensor
+    explained: Tensor
+    roughness: Tensor
+    predictor: Tensor
+    origin: Tensor
+    guide_mean: Tensor
+    guide_axis: Tensor
+    sign: Tensor
+
+
+def component_statistics(scene: Scene, subspace: Subspace, control: Control) -> ComponentStatistics:
+    """Look at the coarse scene once, tile by tile.
+
+    Raises:
+        ValueError: no coarse pixel is valid.
+    """
+    ratio, gain = scene.ratio, scene.mtf_hs
+    k = len(subspace.projector)
+    values, details = MomentAccumulator(), MomentAccumulator()
+    rough, count = torch.zeros(k, dtype=torch.float64), 0
+    for tile in scene.coarse_tiles(gain, control=control):
+        joint = torch.cat([subspace.coefficients(tile.hs), tile.guide])
+        joint = torch.where(tile.mask, joint, torch.zeros((), device=joint.device))
+        values.update(joint[:, tile.mask])
+        rows, cols = joint.shape[1] // ratio * ratio, joint.shape[2] // ratio * ratio
+        if min(rows, cols) >= 2 * ratio:
+            part, mask = joint[:, :rows, :cols], tile.mask[:rows, :cols]
+            low, _ = degrade(part, ratio, gain, mask)
+            details.update((part - interpolate(low, ratio))[:, mask])
+        if joint.shape[2] >= 3:
+            second = joint[:k, :, 2:] - 2 * joint[:k, :, 1:-1] + joint[:k, :, :-2]
+            valid = tile.mask[:, 2:] & tile.mask[:, 1:-1] & tile.mask[:, :-2]
+            rough += second[:, valid].abs().sum(dim=1).double().cpu()
+            count += int(valid.sum())
+    mean, covariance = values.compute()
+    scale = covariance.diagonal()[:k].clamp_min(1e-30).sqrt()
+    if details.count:
+        _, fine = details.compute()
+    else:  # too small to look one step down: half of the scale is a usual share
+        fine = 0.25 * covariance
+    detail = torch.maximum(fine.diagonal()[:k].clamp_min(0).sqrt(), 0.02 * scale)
+    gains = ridge_solve(fine[k:, k:], fine[k:, :k], 1e-4).T
+    explained = ((gains * fine[:k, k:]).sum(dim=1) / detail.square()).clamp(0, 1)
+    # Adjusted for the number of guide bands: with few pixels, anything is explained.
+    guides, seen = len(covariance) - k, max(1, details.count)
+    explained = 1 - (1 - explained) * seen / max(1, seen - guides - 1)
+    eigenvalues, vectors = torch.linalg.eigh(covariance[k:, k:])
+    axis = vectors[:, -1] / eigenvalues[-1].clamp_min(1e-30).sqrt()
+    axis = -axis if float(axis.sum()) < 0 else axis
+    # A basis vector's sign is arbitrary; a network would have to learn that, so it is fixed here.
+    sign = torch.where(covariance[:k, k:] @ axis < 0, -1.0, 1.0)
+    return ComponentStatistics(
+        scale.float(),
+        detail.float(),
+        explained.clamp(0, 1).float(),
+        (rough / max(1, count) / ROUGHNESS_OF_NOISE / scale).clamp(0, 1).float(),
+        ridge_solve(covariance[k:, k:], covariance[k:, :k], 1e-4).T.float(),
+        -(subspace.projector @ subspace.mean).float().cpu(),
+        mean[k:].float(),
+        axis.float(),
+        sign.float(),
+    )
+
+
+@dataclass
+class Planes:
+    """A network's input and how to read its output.
+
+    Attributes:
+        coarse: `[K, COARSE_PLANES, rows, cols]`.
+        fine: `[K, FINE_PLANES, rows * ratio, cols * ratio]`.
+        unit: `[K]`: one unit of a correction, in coefficients: the detail that a linear regression on the guide
+            leaves unexplained; its sign is the component's.
+    """
+
+    coarse: Tensor
+    fine: Tensor
+    unit: Tensor
+
+
+def read_output(output: Tensor, fine: Tensor) -> Tensor:
+    """Return the correction that a network means, in units, `[K, rows, cols]`.
+
+    Args:
+        output: `[K, OUTPUTS, rows, cols]`.
+        fine: the fine planes that it was given.
+    """
+    weighted = (output[:, :-1] * fine[:, list(READ)]).sum(dim=1)
+    return weighted + FREE * output[:, -1]
+
+
+def sharpening(image: Tensor) -> Tensor:
+    """Return `[K, rows, cols]` less its 3 x 3 binomial mean, borders replicated."""
+    kernel = torch.tensor([1.0, 2.0, 1.0], dtype=image.dtype, device=image.device) / 4.0
+    padded = functional.pad(image[:, None], (1, 1, 1, 1), mode="replicate")
+    mean = functional.conv2d(functional.conv2d(padded, kernel.view(1, 1, 3, 1)), kernel.view(1, 1, 1, 3))
+    return image - mean[:, 0]
+
+
+def low(image: Tensor, ratio: int, gain: float) -> Tensor:
+    """Return `[..., rows, cols]` as the HS sensor sees it, interpolated back."""
+    return interpolate(degrade(image, ratio, gain)[0], ratio)
+
+
+def contrast(guide: Tensor, statistics: ComponentStatistics, ratio: int, gain: float) -> Tensor:
+    """Return by what share the guide is brighter than its own low-pass, `[1, rows, cols]`.
+
+    Brightness is the mean of the guide's bands, each over its own mean over the scene; 0 for a guide without a
+    positive one.
+    """
+    mean = statistics.guide_mean.to(guide)
+    positive = mean > 0
+    if not bool(positive.any()):
+        return torch.zeros_like(guide[:1])
+    brightness = (guide[positive] / mean[positive][:, None, None]).mean(dim=0, keepdim=True)
+    smooth = low(brightness, ratio, gain)
+    return ((brightness - smooth) / smooth.clamp_min(CONTRAST_FLOOR)).clamp(-1.0, 3.0)
+
+
+def make_planes(
+    estimate: Tensor,
+    coarse: Tensor,
+    guide: Tensor,
+    statistics: ComponentStatistics,
+    ratio: int,
+    gain: float,
+) -> Planes:
+    """Return the planes of the first K components.
+
+    Args:
+        estimate: the closed form's coefficients, `[K, rows * ratio, cols * ratio]`.
+        coarse: coefficients of the coarse HS image, `[K or more, rows, cols]`.
+        guide: `[guide bands, rows * ratio, cols * ratio]`, without nodata.
+        statistics: of at least K components.
+        ratio: fine pixels per coarse pixel.
+        gain: the HS sensor's MTF gain at Nyquist.
+    """
+    k = len(estimate)
+    signs = statistics.sign[:k].to(estimate)[:, None, None]
+    estimate, coarse = estimate * signs, coarse[:k] * signs
+
+    def column(values: Tensor) -> Tensor:
+        return values[:k].to(estimate)[:, None, None]
+
+    scale, detail = column(statistics.scale), column(statistics.detail)
+    explained, roughness = column(statistics.explained), column(statistics.roughness)
+    centred = guide - statistics.guide_mean.to(guide)[:, None, None]
+    predicted = torch.einsum("km,myx->kyx", statistics.predictor[:k].to(guide), centred) * signs
+    axis = torch.einsum("m,myx->yx", statistics.guide_axis.to(guide), centred)[None]
+    seen, predicted_low = degrade(estimate, ratio, gain)[0], degrade(predicted, ratio, gain)[0]
+    axis_low = degrade(axis, ratio, gain)[0]
+    own = (estimate - interpolate(seen, ratio)) / detail
+    linear = (predicted - interpolate(predicted_low, ratio)) / detail
+    modulated = (interpolate(seen, ratio) - column(statistics.origin) * signs) * contrast(
+        guide, statistics, ratio, gain
+    )
+    edges = (axis - interpolate(axis_low, ratio)).expand_as(own)
+    # What all components do here together: where something happens at all.
+    activity = own.square().mean(dim=0, keepdim=True).sqrt().expand_as(own)
+
+    remains = (1 - explained).clamp_min(0).sqrt().clamp_min(LEAST_UNIT)
+
+    def flat(values: Tensor, like: Tensor) -> Tensor:
+        return values.expand_as(like)
+
+    constants = (explained, roughness, detail / scale)
+    place = torch.arange(k, device=estimate.device, dtype=estimate.dtype)[:, None, None] / 8
+    inverse_ratio = torch.full_like(place, 2.0 / ratio)
+    fine = torch.stack(
+        [
+            estimate / scale,
+            own,
+            linear,
+            (own - linear) / remains,
+            (own - modulated / detail) / remains,
+            sharpening(estimate) / detail,
+            edges * 2,
+            activity,
+            *(flat(c, own) for c in (*constants, place, inverse_ratio)),
+        ],
+        dim=1,
+    )
+    small = torch.stack(
+        [
+            coarse / scale,
+            (coarse - seen) / detail,
+            (coarse - predicted_low) / scale,
+            axis_low.expand_as(coarse),
+            *(flat(c, coarse) for c in constants),
+        ],
+        dim=1,
+    )
+    unit = (detail * remains * signs)[:, 0, 0]
+    return Planes(small.clamp(-LIMIT, LIMIT), fine.clamp(-LIMIT, LIMIT), unit)
+
+
+def consistent(correction: Tensor, ratio: int, gain: float, trust: Tensor) -> Tensor:
+    """Return a correction without what the HS sensor would see of it.
+
+    The closed form already agrees with the HS image; what would break that is taken away again, but for the
+    share of each component that is noise.
+
+    Args:
+        correction: `[K, rows * ratio, cols * ratio]`.
+        ratio, gain: as in `make_planes`.
+        trust: `[K]`, 0 to 1: share of the coarse coefficients that is signal.
+    """
+    return correction - trust.to(correction)[:, None, None] * low(correction, ratio, gain)

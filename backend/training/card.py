@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The card of a weights folder: what the weights are, what they were trained on and how well they did."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+from .._version import __version__
+
+if TYPE_CHECKING:
+    from ..models.pretrained import PretrainedModel
+    from .trainer import TrainOutcome
+
+
+def weights_card(method: str, model: PretrainedModel, facts: dict[str, Any], outcome: TrainOutcome) -> str:
+    """Return the card as Markdown.
+
+    Args:
+        method: method id.
+        model: the network.
+        facts: data, settings, seconds and device, as in config.json.
+        outcome: of the training run.
+    """
+    data, settings = facts["data"], facts["settings"]
+    gain = "not measured" if outcome.gain_db is None else f"{outcome.gain_db:+.2f} dB"
+    if "pair" in data:
+        source = f"One pair, {' + '.join(data['pair'])}, one scale down; validated on {data['validated_on']}."
+    else:
+        source = (
+            f"Simulated pairs (Wald's protocol) from {len(data['cubes'])} cubes: {', '.join(data['cubes'])}.\n"
+            f"Validated, for early stopping, on {', '.join(data['validated_on'])}. "
+            f"Kept out of both: {', '.join(data['left_out']) or 'none'}."
+        )
+    return f"""# Weights for `{method}`
+
+* Network: class `{model.model_name}`, {model.parameter_count():,} parameters, stored in half precision.
+* Input: coefficients in the HS image's own subspace (docs/models.md): any sensor, number of bands, guide, ratio.
+* Data: {source}
+* Protocol: {outcome.steps} of {settings["steps"]} steps ({outcome.stopped}), weights of step {outcome.best_step};
+  {facts["seconds"] / 3600:.1f} hours on {facts["device"]}; seed {settings["seed"]}; HyperSharp {__version__}.
+* Mean rise of PSNR over `lmmse` on the validation pairs: {gain}. Figures on scenes and sensors that had no part in
+  training: docs/benchmarks.md.
+* Date: {time.strftime("%Y-%m-%d", time.gmtime())}. Licence: as HyperSharp, GPL-2.0-or-later; the training data's own
+  terms are named in docs/models.md.
+"""

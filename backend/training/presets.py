@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The learned methods' networks in the subspace form, at compact widths, and how each is trained."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from torch import nn
+
+from ..methods.learned_planes import COARSE_PLANES, FINE_PLANES, OUTPUTS
+from ..models.hyfusion import HyFusion, HyFusionConfig
+from ..models.mbfn import MBFN, MBFNConfig
+from ..models.pretrained import PretrainedModel
+
+COMPONENTS = 6
+"""Components that are corrected; the others stay as the closed form has them."""
+
+_TEACHER = MBFNConfig(
+    COARSE_PLANES,
+    FINE_PLANES,
+    None,
+    OUTPUTS,
+    width=16,
+    growth=8,
+    blocks=(2, 1, 1, 1),
+    dense=1,
+    attention=8,
+    heads=2,
+    window=15,
+)
+_STUDENT = replace(_TEACHER, blocks=(0, 1, 1, 1), hs_groups=8)
+_HYFUSION = HyFusionConfig(COARSE_PLANES, FINE_PLANES, None, OUTPUTS, width=16, depth=1, growth=8, heads=2)
+
+
+@dataclass(frozen=True)
+class Preset:
+    """How a learned method is made.
+
+    Attributes:
+        config: of its network.
+        student: of the network that is trained beside it and then is the method's own; None for none.
+        swt: weight of the wavelet term of the loss.
+    """
+
+    config: MBFNConfig | HyFusionConfig
+    student: MBFNConfig | None = None
+    swt: float = 0.0
+
+
+PRESETS: dict[str, Preset] = {
+    "s3rnet": Preset(_TEACHER),
+    "csakd": Preset(_TEACHER, _STUDENT),
+    "csakd-teacher": Preset(_TEACHER),
+    "hyfusion": Preset(_HYFUSION, swt=0.05),
+}
+"""By method id. The teacher of `csakd` owes its student nothing: it is what `csakd-teacher` and `s3rnet` are."""
+
+
+def build(config: MBFNConfig | HyFusionConfig) -> PretrainedModel:
+    """Return a network that begins as a correction of (almost) nothing."""
+    model = MBFN(config) if isinstance(config, MBFNConfig) else HyFusion(config)
+    nn.init.normal_(model.last.weight, std=0.003)
+    return model

@@ -1,0 +1,215 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Runs a training job: from a folder of cubes or from one pair, to a weights folder."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..control import Control
+from ..device import choose_device
+from ..errors import ErrorCode, HyperSharpError
+from ..io.raster import source_path
+from ..job import TrainJob
+from ..methods.learned import load_network
+from ..methods.learned_planes import FORM
+from ..models.pretrained import PretrainedModel
+from ..protocol import Result
+from ..weights import find_weights
+from .adapt import OneScene, parts_of, reduced_pair
+from .card import weights_card
+from .cubes import Cube, read_cubes
+from .examples import Example, ExampleStream, make_example
+from .pairs import PairSettings
+from .presets import COMPONENTS, PRESETS, build
+from .trainer import STATE_NAME, Trainer, TrainOutcome, TrainSettings
+
+VALIDATION_EXAMPLES = 8
+VALIDATION_SEED = 99
+VALIDATION_PAIRS = PairSettings(ratios=(3, 4), side=100, known_mtf=1.0)
+HELD_OUT = 0.2
+"""Share of the cubes that is held out of training where the job names none."""
+TEACHER_NAME = "teacher"
+"""Folder, in the student's, of the teacher that it was trained with."""
+
+
+def run_train(job: TrainJob, control: Control | None = None) -> Result:
+    """Train a learned method and write its weights folder.
+
+    Returns:
+        The folder, and in the metrics the rise of PSNR over the closed form on what was held out.
+
+    Raises:
+        HyperSharpError: bad input or settings, or training diverged.
+        Cancelled: stopped before the first weights worth keeping; later, the best so far are written.
+    """
+    control = control or Control()
+    started = time.monotonic()
+    preset = _check(job)
+    device, note = choose_device(job.device)
+    control.info(f"training on {note}")
+    control.plan({"reading": 1, "training": 30})
+    control.stage("reading", 1)
+    torch.manual_seed(job.seed)
+    model = build(preset.config)
+    student = build(preset.student) if preset.student else None
+    if job.weights:
+        start, _ = load_network(find_weights(job.weights), type(model))
+        _take_over(student or model, start)
+    stream, validation, data = _from_cubes(job) if job.cubes else _from_pair(job, control)
+    control.step()
+    settings = TrainSettings(
+        steps=job.steps,
+        seed=job.seed,
+        swt=preset.swt,
+        validate_every=job.validate_every,
+        patience=job.patience,
+    )
+    folder = Path(job.output)
+    _make(folder)
+    trainer = Trainer(model, stream, settings, validation, student, device)
+    state = folder / STATE_NAME
+    if job.resume and state.is_file():
+        trainer.resume(state)
+        control.info(f"resumed at step {trainer.step}")
+
+    def tell(step: int, gain: float) -> None:
+        control.info(
+            f"step {step}: loss {trainer.running:.3f}, {gain:+.2f} dB over lmmse where not trained on"
+        )
+
+    outcome = trainer.run(control, state, on_validation=tell)
+    if outcome.stopped == "cancelled" and outcome.best_step == 0:
+        control.check()
+    trainer.load_best()
+    facts = {
+        "data": data,
+        "settings": asdict(settings),
+        "outcome": {**asdict(outcome), "history": outcome.history},
+        "seconds": round(time.monotonic() - started, 1),
+        "device": note,
+    }
+    _write(job, folder, model, student, facts, outcome)
+    if outcome.stopped != "cancelled":
+        state.unlink(missing_ok=True)
+    return Result(
+        {"WEIGHTS": str(folder)}, {"training": facts, "warnings": control.warnings}, control.warnings
+    )
+
+
+def _check(job: TrainJob) -> Any:
+    if job.method not in PRESETS:
+        raise HyperSharpError(
+            f"{job.method} cannot be trained", f"choose one of {', '.join(PRESETS)}", ErrorCode.USAGE
+        )
+    if bool(job.cubes) == bool(job.hs and job.guide):
+        raise HyperSharpError(
+            "training needs a folder of cubes or one pair",
+            "give --cubes FOLDER, or an HS raster and its guide",
+            ErrorCode.USAGE,
+        )
+    if job.steps < 1:
+        raise HyperSharpError(f"{job.steps} training steps", "give 1 or more", ErrorCode.USAGE)
+    return PRESETS[job.method]
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise HyperSharpError(
+            f"cannot make the folder {folder}: {error.strerror}", "choose another folder", ErrorCode.OUTPUT
+        ) from error
+    if not os.access(folder, os.W_OK):
+        raise HyperSharpError(f"cannot write into {folder}", "choose another folder", ErrorCode.OUTPUT)
+
+
+def _take_over(model: PretrainedModel, start: PretrainedModel) -> None:
+    if model.config != start.config:
+        raise HyperSharpError(
+            "the weights to start from are of another configuration",
+            "start from weights of the same method and version",
+            ErrorCode.NO_WEIGHTS,
+        )
+    model.load_state_dict(start.state_dict())
+
+
+def split_cubes(cubes: Sequence[Cube], held_out: Sequence[str], seed: int) -> tuple[list[Cube], list[Cube]]:
+    """Return the cubes to train on and those to validate on.
+
+    Args:
+        cubes: all of them.
+        held_out: beginnings of the names of those to validate on; empty to draw some. With a single cube, or
+            none left, parts of the area are held out instead: the right fifth of each cube.
+        seed: of the drawing.
+    """
+    if held_out:
+        validation = [c for c in cubes if c.name.startswith(tuple(held_out))]
+    elif len(cubes) >= 4:
+        order = torch.randperm(len(cubes), generator=torch.Generator().manual_seed(seed)).tolist()
+        validation = [cubes[i] for i in sorted(order[: max(1, round(HELD_OUT * len(cubes)))])]
+    else:
+        validation = []
+    training = [c for c in cubes if not any(c is v for v in validation)]
+    if training and validation:
+        return training, validation
+    left, right = [], []
+    for cube in cubes:
+        split = round(cube.image.shape[2] * (1 - HELD_OUT))
+        split = min(split, cube.image.shape[2] - 24)
+        left.append(replace(cube, image=cube.image[:, :, :split], mask=cube.mask[:, :split]))
+        right.append(replace(cube, image=cube.image[:, :, split:], mask=cube.mask[:, split:]))
+    return left, right
+
+
+def _from_cubes(job: TrainJob) -> tuple[ExampleStream, list[Example], dict[str, Any]]:
+    cubes = read_cubes(str(job.cubes), tuple(job.leave_out))
+    training, validation = split_cubes(cubes, job.validate_on, job.seed)
+    pairs = PairSettings()
+    stream = ExampleStream(training, pairs, COMPONENTS, job.seed, window=96, renew=3)
+    seen = ExampleStream(validation, VALIDATION_PAIRS, COMPONENTS, VALIDATION_SEED)
+    data = {
+        "cubes": [c.name for c in training],
+        "validated_on": [c.name for c in validation],
+        "left_out": list(job.leave_out),
+        "pairs": asdict(pairs),
+    }
+    return stream, [seen.example(i) for i in range(VALIDATION_EXAMPLES)], data
+
+
+def _from_pair(job: TrainJob, control: Control) -> tuple[OneScene, list[Example], dict[str, Any]]:
+    from ..pair import Pair
+
+    hs, guide = source_path(str(job.hs)), source_path(str(job.guide))
+    with Pair(hs, guide, mtf_hs=job.mtf_hs, mtf_guide=job.mtf_guide, control=control) as pair:
+        reduced = reduced_pair(pair.scene)
+        parts = parts_of(make_example(reduced, COMPONENTS)) if reduced else None
+    if parts is None:
+        raise HyperSharpError(
+            "the pair is too small to train on", "train on a folder of cubes, or on a larger area"
+        )
+    data = {"pair": [Path(hs).name, Path(guide).name], "validated_on": "the right part of the pair"}
+    return OneScene(parts[0]), [parts[1]], data
+
+
+def _write(
+    job: TrainJob,
+    folder: Path,
+    model: PretrainedModel,
+    student: PretrainedModel | None,
+    facts: dict[str, Any],
+    outcome: TrainOutcome,
+) -> None:
+    entry = {"input": {"form": FORM, "components": COMPONENTS}, "method": job.method, "training": facts}
+    main = student or model
+    main.save_pretrained(folder, entry, half=True, card=weights_card(job.method, main, facts, outcome))
+    if student is not None:
+        teacher = {**entry, "method": "csakd-teacher"}
+        card = weights_card("csakd-teacher", model, facts, outcome)
+        model.save_pretrained(folder / TEACHER_NAME, teacher, half=True, card=card)
