@@ -426,7 +426,7 @@ def _spots(
 
     pair = _red_and_infrared(sources, whole)
     # Dark means dark in the infrared as well, where it is seen: water and shadow rather than a wood.
-    darkness = grey if pair is None else np.maximum(grey, _grey(pair[1:]))
+    darkness = grey if pair is None else grey + 2 * _grey(pair[1:])
     choose("bright", grey, 98)
     choose("dark", -darkness, 98)
     ndvi = None if pair is None else _ndvi(*pair)

@@ -61,7 +61,7 @@ def _panels(count: int, theme: Theme) -> tuple[Figure, list[Axes]]:
     """Return a figure with panels side by side and room for one legend below."""
     figure = _figure(11.0, 3.1, theme)
     # Set by hand: finding the layout automatically takes longer than drawing the plot.
-    figure.subplots_adjust(left=0.052, right=0.992, top=0.905, bottom=0.245, wspace=0.24)
+    figure.subplots_adjust(left=0.052, right=0.985, top=0.905, bottom=0.245, wspace=0.24)
     return figure, [figure.add_subplot(1, count, i + 1) for i in range(count)]
 
 

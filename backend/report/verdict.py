@@ -6,6 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from .. import ranking
 from .indices import IndexRow, index_rows, number, plain, short_name, show
 
 GOOD, MIXED, POOR, UNKNOWN = "good", "mixed", "poor", "unknown"
@@ -27,7 +28,8 @@ EXPLANATION = (
     "How the verdict is reached: the deciding indices are ERGAS, Q2n and SAM against a truth (a true image where one "
     "was given, else Wald's protocol at reduced resolution), each compared with plain interpolation of the HS image "
     "through the same steps. All three at least as good: better. Some better, some worse: mixed. None better: "
-    "no better than interpolation. There are no thresholds of quality that hold for every sensor and scene. "
+    "no better than interpolation. Where all indices that were seen to rank best, taken together, say otherwise, the "
+    "verdict is mixed. There are no thresholds of quality that hold for every sensor and scene. "
     "Full-resolution indices need no truth but can favour interpolation, so they only support the verdict; "
     f"the bounds on D_λ,K ({CONSISTENT:g} and {INCONSISTENT:g}) are rules of thumb."
 )
@@ -68,6 +70,7 @@ def judge(metrics: dict[str, Any]) -> Verdict:
         deciding = [r for r in rows if r.protocol == protocol and r.key in DECIDING and r.gain is not None]
         if deciding:
             verdict = _compare(name, protocol, deciding, [r for r in rows if r.protocol == protocol])
+            _weigh(metrics, name, verdict)
             if protocol == "reduced_resolution":
                 _doubt(metrics, verdict)
             break
@@ -103,6 +106,27 @@ def _compare(name: str, protocol: str, deciding: list[IndexRow], rows: list[Inde
             "The guide may not fit (other date, shift, other spectral range), or the scene has little detail to add."
         )
     return verdict
+
+
+def _weigh(metrics: dict[str, Any], name: str, verdict: Verdict) -> None:
+    """Add the score that ranks methods (`ranking.py`), and soften a verdict that it contradicts."""
+    basis = ranking.basis_of(metrics)
+    score = ranking.score(metrics, basis)
+    times = ranking.factor(score)
+    if score is None or times is None or basis not in (ranking.REFERENCE, ranking.REDUCED):
+        return
+    better = score > ranking.SAME
+    if (verdict.level == GOOD and not better) or (verdict.level == POOR and better):
+        verdict.level = MIXED
+        verdict.headline = (
+            f"{name} is {'better' if better else 'no better'} than plain interpolation by the indices that rank best "
+            f"together, but {'not' if better else 'better'} by ERGAS, Q2n and SAM each."
+        )
+    said = f"{times:.2f} times smaller than" if times >= 1 else f"{1 / times:.2f} times as large as"
+    verdict.sentences.insert(
+        1,
+        f"Taken together, its errors are {said} plain interpolation's. {ranking.explain(basis, ranks=False)}",
+    )
 
 
 def _doubt(metrics: dict[str, Any], verdict: Verdict) -> None:
