@@ -8,13 +8,22 @@ from hypersharp.backend import ranking
 
 def metrics(scale=1.0, reference=False, reduced=True, full=True):
     """Return metrics whose fused errors are `scale` times interpolation's in every index."""
-    control = {"PSNR": 30.0, "SAM": 4.0, "Q2n": 0.6, "D_lambda_K": 0.1, "D_rho": 0.5, "ERGAS": 3.0}
+    control = {
+        "PSNR": 30.0,
+        "SAM": 4.0,
+        "Q2n": 0.6,
+        "D_lambda_K": 0.1,
+        "D_rho": 0.5,
+        "RQNR": 0.7,
+        "ERGAS": 3.0,
+    }
     fused = {
         "PSNR": 30.0 - 20 * math.log10(scale),
         "SAM": 4.0 * scale,
         "Q2n": 1 - 0.4 * scale,
         "D_lambda_K": 0.1 * scale,
         "D_rho": 0.5 * scale,
+        "RQNR": 1 - 0.3 * scale,
         "ERGAS": 3.0 * scale,
     }
     part = {"fused": fused, "interpolated": control}
@@ -58,11 +67,11 @@ def test_distance_from_perfect(key, value, error):
     assert got is None if error is None else got == pytest.approx(error)
 
 
-@pytest.mark.parametrize("key", ["PSNR", "SAM", "Q2n", "D_lambda_K"])
+@pytest.mark.parametrize("key", ["PSNR", "SAM", "D_lambda_K"])
 def test_improving_any_index_raises_the_score(key):
     better = metrics()
     section = "full_resolution" if key == "D_lambda_K" else "reduced_resolution"
-    step = {"PSNR": 1.0, "SAM": -0.5, "Q2n": 0.05, "D_lambda_K": -0.02}[key]
+    step = {"PSNR": 1.0, "SAM": -0.5, "D_lambda_K": -0.02}[key]
     fused = dict(better[section]["fused"])
     fused[key] += step
     better[section] = {**better[section], "fused": fused}
@@ -78,19 +87,19 @@ def test_consistency_to_the_last_digit_wins_nothing():
         }
         return ranking.score(found)
 
-    assert with_khan(1e-9) == with_khan(0.004) == with_khan(0.0)
-    assert with_khan(0.004) > with_khan(0.02)
+    assert with_khan(1e-9) == with_khan(0.009) == with_khan(0.0)
+    assert with_khan(0.009) > with_khan(0.02)
 
 
 def test_ranked_on_what_all_have():
-    """One image lacks Q2n: then none is judged by it, or the others would be compared with something else."""
+    """One image lacks SAM: then none is judged by it, or the others would be compared with something else."""
     lacking = metrics(0.5)
-    fused = {k: v for k, v in lacking["reduced_resolution"]["fused"].items() if k != "Q2n"}
+    fused = {k: v for k, v in lacking["reduced_resolution"]["fused"].items() if k != "SAM"}
     lacking["reduced_resolution"] = {**lacking["reduced_resolution"], "fused": fused}
     other = metrics(0.6)
-    other["reduced_resolution"]["fused"]["Q2n"] = 0.999  # would win by this one alone
+    other["reduced_resolution"]["fused"]["SAM"] = 0.001  # would win by this one alone
     ranked = ranking.rank({"lacking": lacking, "other": other})
-    assert "reduced_resolution.Q2n" not in ranked.names
+    assert "reduced_resolution.SAM" not in ranked.names
     assert ranked.order == ["lacking", "other"]
     assert ranked.place("lacking") == 1
     without = ranking.rank({"a": metrics(0.5), "b": metrics(0.4, reduced=False)})
