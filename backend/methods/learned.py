@@ -21,7 +21,16 @@ from ..scene import FILL_REACH, Scene, Tile
 from ..weights import find_weights
 from .base import FusionMethod
 from .learned_base import ClosedForm, fit_closed_form
-from .learned_planes import FORM, component_statistics, consistent, make_planes, read_output
+from .learned_planes import (
+    COARSE_PLANES,
+    FINE_PLANES,
+    FORM,
+    OUTPUTS,
+    component_statistics,
+    consistent,
+    make_planes,
+    read_output,
+)
 from .subspace import grown
 
 
@@ -172,7 +181,14 @@ def load_network(folder: Path, network: type[PretrainedModel]) -> tuple[Pretrain
             f"this method needs weights of the form {FORM!r}, as hypersharp train writes them",
             ErrorCode.NO_WEIGHTS,
         )
-    return model, max(1, int(entry.get("components", 8)))
+    planes = model.config.hs_bands, model.config.guide_bands, model.config.out_bands
+    if planes != (COARSE_PLANES, FINE_PLANES, OUTPUTS):
+        raise HyperSharpError(
+            f"the weights in {folder} take other planes: {planes}",
+            "they are of another version of HyperSharp: train or download them again",
+            ErrorCode.NO_WEIGHTS,
+        )
+    return model, max(1, int(entry.get("components", 1)))
 
 
 def adapt_steps(value: Any) -> int:
