@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,10 @@ SMALL_REDUCED = 24
 """Below this, its result is said to be uncertain."""
 TILE_VALUES = 24_000_000
 """Values (bands x pixels) of a tile of the assessment."""
+
+
+Controls = dict[str, dict[str, MetricValue]]
+"""Indices of plain interpolation by section, kept while several methods are scored on one pair."""
 
 
 class InterpolatedSource(Source):
@@ -182,14 +186,40 @@ def why_not_reduced(scene: Scene) -> str | None:
 
 
 def reduced_resolution(
-    scene: Scene, method_id: str, parameters: Mapping[str, Any], control: Control
+    scene: Scene,
+    method_id: str,
+    parameters: Mapping[str, Any],
+    control: Control,
+    controls: Controls | None = None,
 ) -> dict[str, dict[str, MetricValue]]:
     """Fuse the reduced scene (Wald et al., PE&RS 63(6), 1997) and compare it with the HS image itself."""
     reduced = scene.reduced
     method: FusionMethod = load_method(method_id)(parameters)
     method.fit(reduced, control)
-    candidates = {"fused": MethodSource(reduced, method), "interpolated": InterpolatedSource(reduced)}
-    return compare_with_reference(candidates, scene.reference, scene.ratio, scene.device, control)
+    return _beside_control(
+        "reduced_resolution",
+        MethodSource(reduced, method),
+        InterpolatedSource(reduced),
+        controls,
+        lambda c: compare_with_reference(c, scene.reference, scene.ratio, scene.device, control),
+    )
+
+
+def _beside_control(
+    section: str,
+    fused: Source,
+    interpolated: Source,
+    controls: Controls | None,
+    compute: Callable[[dict[str, Source]], dict[str, dict[str, MetricValue]]],
+) -> dict[str, dict[str, MetricValue]]:
+    """Return the indices of the fused image and of the control, the control's from `controls` where they are."""
+    controls = {} if controls is None else controls
+    candidates: dict[str, Source] = {"fused": fused}
+    if section not in controls:
+        candidates["interpolated"] = interpolated
+    values = compute(candidates)
+    controls.setdefault(section, values.get("interpolated", {}))
+    return {"fused": values["fused"], "interpolated": controls[section]}
 
 
 class _Table:
@@ -251,6 +281,7 @@ def assess_pair(
     method: str | None,
     parameters: Mapping[str, Any] | None = None,
     reference: str | None = None,
+    controls: Controls | None = None,
 ) -> dict[str, Any]:
     """Return the quality sections of metrics.json for a fused raster of this pair.
 
@@ -260,6 +291,7 @@ def assess_pair(
         method: its method, for the reduced-resolution protocol; None when unknown.
         parameters: of the method.
         reference: path of the true raster, or None.
+        controls: interpolation's indices of an earlier call on this pair, used and added to; None computes them.
 
     Raises:
         HyperSharpError: the fused or the reference raster does not fit the pair.
@@ -274,7 +306,7 @@ def assess_pair(
                 "the reduced-resolution indices rest on a small image "
                 f"({scene.hs.rows // scene.ratio}x{scene.hs.cols // scene.ratio} HS pixels): read them with care"
             )
-        values = reduced_resolution(scene, method, parameters or {}, control)
+        values = reduced_resolution(scene, method, parameters or {}, control, controls)
         table.add("reduced_resolution", values)
         table.per_band(scene, values)
     else:
@@ -286,10 +318,19 @@ def assess_pair(
     dataset, info = open_fused(fused)
     with dataset:
         source, opened = place_on_frame(dataset, info, pair, control)
-        candidates = {"fused": source, "interpolated": InterpolatedSource(scene)}
-        table.add("full_resolution", full_resolution(scene, candidates, control))
+        interpolated = InterpolatedSource(scene)
+        values = _beside_control(
+            "full_resolution", source, interpolated, controls, lambda c: full_resolution(scene, c, control)
+        )
+        table.add("full_resolution", values)
         if reference is not None:
-            values = _with_true_reference(pair, reference, candidates, control)
+            values = _beside_control(
+                "reference",
+                source,
+                interpolated,
+                controls,
+                lambda c: _with_true_reference(pair, reference, c, control),
+            )
             table.add("reference", values)
             if "per_band" not in table.content:
                 table.per_band(scene, values)

@@ -23,7 +23,7 @@ import psutil
 
 from . import comparison_table, ranking
 from ._version import __version__
-from .assessment import assess_pair
+from .assessment import Controls, assess_pair
 from .control import Control, PartControl
 from .device import choose_device, is_out_of_memory
 from .errors import Cancelled, ErrorCode, HyperSharpError
@@ -221,6 +221,7 @@ def compare_pair(
     step = (last - first) / max(1, len(methods))
     own = PartControl(control, title, first, first)
     rows: dict[str, dict[str, Any]] = {}
+    controls: Controls = {}
     with Pair(
         hs,
         guide,
@@ -232,11 +233,12 @@ def compare_pair(
         seed=job.seed,
         control=own,
     ) as pair:
+        methods = [m for m in methods if _fits(m, pair, job, own)]
         for index, method in enumerate(methods):
             control.check()
             name = f"{title} {method}".strip()
             part = PartControl(control, name, first + index * step, first + (index + 1) * step)
-            rows[method] = _finished_or_run(job, method, folder, pair, reference, part)
+            rows[method] = _finished_or_run(job, method, folder, pair, reference, controls, part)
     if not _scored(rows):
         first_error = next(row["error"] for row in rows.values())
         raise HyperSharpError(
@@ -258,6 +260,15 @@ def compare_pair(
     table["seconds"] = round(time.monotonic() - started, 3)
     _write(table, job, folder, hs, guide, reference, PartControl(control, title, last, span[1]))
     return table
+
+
+def _fits(method: str, pair: Pair, job: CompareJob, control: Control) -> bool:
+    """Return whether a method takes this kind of guide; of "all" only those that do are run."""
+    kind = "pan" if pair.scene.guide.bands == 1 else "msi"
+    if ALL not in job.methods or kind in method_info(method).guide_kinds:
+        return True
+    control.info(f"{method} takes no {kind.upper()} guide: left out")
+    return False
 
 
 def _scored(rows: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -298,7 +309,13 @@ def _write(
 
 
 def _finished_or_run(
-    job: CompareJob, method: str, folder: Path, pair: Pair, reference: str | None, control: PartControl
+    job: CompareJob,
+    method: str,
+    folder: Path,
+    pair: Pair,
+    reference: str | None,
+    controls: Controls,
+    control: PartControl,
 ) -> dict[str, Any]:
     """Return {"metrics": ..., "error": None} or {"metrics": None, "error": {...}} for one method."""
     own = folder / method
@@ -310,7 +327,7 @@ def _finished_or_run(
     try:
         own.mkdir(exist_ok=True)
         (own / METRICS).unlink(missing_ok=True)  # older results must not pass for this run's if it fails
-        metrics = _run(job, method, own, pair, reference, control) | {"compare_key": key}
+        metrics = _run(job, method, own, pair, reference, controls, control) | {"compare_key": key}
         from .report.files import write_metrics
 
         write_metrics(metrics, own / METRICS)
@@ -328,7 +345,13 @@ def _finished_or_run(
 
 
 def _run(
-    job: CompareJob, method: str, own: Path, pair: Pair, reference: str | None, control: PartControl
+    job: CompareJob,
+    method: str,
+    own: Path,
+    pair: Pair,
+    reference: str | None,
+    controls: Controls,
+    control: PartControl,
 ) -> dict[str, Any]:
     """Fuse and score one method; return the content of its metrics.json."""
     fuse_job = FuseJob(
@@ -361,6 +384,7 @@ def _run(
             method=method,
             parameters=fuse_job.parameters,
             reference=reference,
+            controls=controls,
         )
     metrics["assess_seconds"] = round(time.monotonic() - begun, 3)
     metrics["peak_memory_bytes"] = memory.peak_bytes

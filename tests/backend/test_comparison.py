@@ -14,6 +14,7 @@ from hypersharp.backend.control import Control
 from hypersharp.backend.errors import Cancelled, HyperSharpError
 from hypersharp.backend.job import CompareJob, job_from_dict, job_to_dict
 from hypersharp.backend.methods.sfim import SFIM
+from hypersharp.backend.pipeline import fuse
 from hypersharp.backend.protocol import Log, Progress, encode
 
 METHODS = ["bicubic", "gsa", "sfim"]
@@ -66,6 +67,31 @@ def test_files_and_table(compared):
     assert table["recommendation"]["method"] == best["method"]
     assert best["title"].split(" (")[0] in table["recommendation"]["text"]
     assert "times smaller" in table["recommendation"]["text"]
+
+
+def test_scored_together_as_alone(compared, pair, tmp_path):
+    """Interpolation's indices are computed once for all methods; every number is the same as in a run of its own."""
+    _, folder = compared
+    alone = fuse(*pair, tmp_path / "alone.tif", method="sfim").metrics
+    together = json.loads((folder / "sfim" / "metrics.json").read_text())
+    for section in ("reduced_resolution", "full_resolution"):
+        for column in ("fused", "interpolated"):
+            assert together[section][column] == pytest.approx(alone[section][column], rel=1e-6, abs=1e-9)
+    assert together["per_band"]["PSNR"] == pytest.approx(alone["per_band"]["PSNR"])
+    assert together["per_band"]["interpolated"]["PSNR"] == pytest.approx(
+        alone["per_band"]["interpolated"]["PSNR"]
+    )
+
+
+def test_of_all_only_those_that_take_the_guide(pair, tmp_path, monkeypatch):
+    from dataclasses import replace
+
+    picky = {m: replace(i, guide_kinds=("msi",)) if m == "sfim" else i for m, i in registry.METHODS.items()}
+    few = {m: picky[m] for m in ("gsa", "sfim")}
+    monkeypatch.setattr(registry, "METHODS", few)
+    monkeypatch.setattr(comparison, "METHODS", few)
+    table = compare(*pair, tmp_path / "out", ["all"]).metrics
+    assert [r["method"] for r in table["methods"]] == ["gsa", "interpolation"]
 
 
 def test_csv_is_the_same_table(compared):
