@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from scipy.optimize import nnls
 from torch import Tensor
 
 from .control import Control
-from .degradation import Range, gaussian_sigma, separable
+from .degradation import gaussian_sigma, separable
 from .methods.subspace import Subspace, apply
 from .scene import Scene, SceneStatistics
 
@@ -27,7 +28,11 @@ SHIFT_LIMIT = 1.0
 """Largest shift looked for, in coarse pixels."""
 WINDOW = 64
 """Side of a window in coarse pixels; up to `WINDOWS` of them are spread over the scene."""
-WINDOWS = 9
+WINDOWS = 4
+STEPS = ((0.12, 0.5, 0.5), (0.08, 0.25, 0.25), (0.04, 0.1, 0.1), (0.015, 0.03, 0.03))
+"""Steps of the search in PSF width, rows and columns, in coarse pixels."""
+ENOUGH = 2e-5
+"""Unexplained share below which nothing remains to be found."""
 MIN_PIXELS = 100
 """Coarse pixels below which nothing is estimated."""
 
@@ -52,21 +57,31 @@ class ResponseEstimate:
 
 @dataclass
 class _Window:
-    """A part of the scene: coefficients `[rank + 1, pixels]`, guide, and where both lie."""
+    """A part of the scene: coefficients and ones `[rank + 1, pixels]`, and the guide with a margin around."""
 
     design: Tensor
     keep: Tensor
     guide: Tensor
-    rows: Range
-    cols: Range
-    fine_rows: Range
-    fine_cols: Range
+    size: tuple[int, int]
+    margin: int
 
 
-def shifted_decimation(coarse: Range, fine: Range, ratio: int, gain: float, shift: float) -> Tensor:
-    """Return the PSF sampled at coarse centres moved by `shift` fine pixels, `[len(coarse), len(fine)]`."""
-    centre = (torch.arange(*coarse, dtype=torch.float64) + 0.5) * ratio - 0.5 + shift
-    distance = torch.arange(*fine, dtype=torch.float64)[None, :] - centre[:, None]
+@lru_cache(maxsize=32)
+def shifted_decimation(count: int, margin: int, ratio: int, gain: float, shift: float) -> Tensor:
+    """Return the PSF sampled at the centres of coarse pixels moved by `shift` fine pixels.
+
+    Args:
+        count: coarse pixels.
+        margin: fine pixels given before the first and after the last of them.
+        ratio: fine pixels per coarse pixel.
+        gain: gain of the MTF at Nyquist.
+        shift: in fine pixels.
+
+    Returns:
+        `[count, count * ratio + 2 * margin]`.
+    """
+    centre = (torch.arange(count, dtype=torch.float64) + 0.5) * ratio - 0.5 + shift + margin
+    distance = torch.arange(count * ratio + 2 * margin, dtype=torch.float64)[None, :] - centre[:, None]
     kernel = torch.exp(-0.5 * (distance / gaussian_sigma(ratio, gain)) ** 2)
     return (kernel / kernel.sum(dim=1, keepdim=True).clamp_min(1e-30)).to(torch.float32)
 
@@ -96,8 +111,8 @@ def _windows(scene: Scene, subspace: Subspace, control: Control) -> list[_Window
             hs, hs_mask = (t.to(scene.device) for t in scene.hs.read(rows, cols))
             guide, guide_mask = (t.to(scene.device) for t in scene.guide.read(fine_rows, fine_cols))
             seen = separable(
-                shifted_decimation(rows, fine_rows, r, GAIN_RANGE[0], 0.0),
-                shifted_decimation(cols, fine_cols, r, GAIN_RANGE[0], 0.0),
+                shifted_decimation(rows[1] - rows[0], margin, r, GAIN_RANGE[0], 0.0),
+                shifted_decimation(cols[1] - cols[0], margin, r, GAIN_RANGE[0], 0.0),
                 guide_mask.to(guide.dtype),
             )
             keep = (hs_mask & (seen > 0.999)).reshape(-1)
@@ -105,7 +120,7 @@ def _windows(scene: Scene, subspace: Subspace, control: Control) -> list[_Window
             design = torch.cat([z, torch.ones_like(z[:1])]).to(torch.float64)
             mean = guide.reshape(len(guide), -1).mean(dim=1)[:, None, None]
             guide = torch.where(guide_mask, guide - mean, guide.new_zeros(()))
-            found.append(_Window(design, keep, guide, rows, cols, fine_rows, fine_cols))
+            found.append(_Window(design, keep, guide, (rows[1] - rows[0], cols[1] - cols[0]), margin))
     return found
 
 
@@ -124,8 +139,8 @@ class _Misfit:
         rest = whole = None
         for w, basis in zip(self.windows, self._bases):
             low = separable(
-                shifted_decimation(w.rows, w.fine_rows, self.ratio, gain, rows),
-                shifted_decimation(w.cols, w.fine_cols, self.ratio, gain, cols),
+                shifted_decimation(w.size[0], w.margin, self.ratio, gain, rows),
+                shifted_decimation(w.size[1], w.margin, self.ratio, gain, cols),
                 w.guide,
             )
             target = low.reshape(len(low), -1)[:, w.keep].T.to(torch.float64)
@@ -157,13 +172,7 @@ def estimate_response(scene: Scene, subspace: Subspace, control: Control) -> Res
     best = [gaussian_sigma(1, scene.mtf_hs), 0.0, 0.0]
     value = nominal
     limits = ((low, high), (-SHIFT_LIMIT, SHIFT_LIMIT), (-SHIFT_LIMIT, SHIFT_LIMIT))
-    for step in (
-        (0.12, 0.5, 0.5),
-        (0.08, 0.25, 0.25),
-        (0.05, 0.12, 0.12),
-        (0.03, 0.06, 0.06),
-        (0.015, 0.03, 0.03),
-    ):
+    for step in STEPS if nominal > ENOUGH else ():
         for axis in (1, 2, 0):
             trial = []
             for sign in (-1, 1):

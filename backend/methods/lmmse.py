@@ -55,12 +55,14 @@ GAIN_REACH = FILL_REACH + 6
 
 def blur(image: Tensor) -> Tensor:
     """Return `[channels, rows, cols]` averaged over `WINDOW`, borders replicated."""
-    weights = torch.tensor(WINDOW, dtype=image.dtype, device=image.device)
-    weights = weights / weights.sum()
-    reach = len(WINDOW) // 2
-    padded = functional.pad(image[:, None], (reach,) * 4, mode="replicate")
-    out = functional.conv2d(functional.conv2d(padded, weights.view(1, 1, -1, 1)), weights.view(1, 1, 1, -1))
-    return out[:, 0]
+    out = functional.pad(image[:, None], (len(WINDOW) // 2,) * 4, mode="replicate")[:, 0]
+    for axis in (1, 2):
+        size = image.shape[axis]
+        parts = [out.narrow(axis, k, size) for k in range(len(WINDOW))]
+        out = parts[0] * (WINDOW[0] / sum(WINDOW))
+        for weight, part in zip(WINDOW[1:], parts[1:]):
+            out.add_(part, alpha=weight / sum(WINDOW))
+    return out
 
 
 def neighbourhoods(image: Tensor, reach: int) -> Tensor:

@@ -44,19 +44,20 @@ def band_noise(covariance: Tensor, count: int) -> Tensor:
     """
     bands = len(covariance)
     used = min(bands - 1, REGRESSORS, max(4, count // 4))
-    noise = torch.zeros(bands, dtype=covariance.dtype)
     if used < 1:
-        return noise
+        return torch.zeros(bands, dtype=covariance.dtype)
     free = max(1, count - used - 1)
-    for band in range(bands):
-        first = max(0, min(band - used // 2, bands - used - 1))
-        near = torch.tensor([i for i in range(first, first + used + 1) if i != band])
-        scale = covariance.diagonal()[near].clamp_min(1e-300).rsqrt()
-        system = covariance[near][:, near] * scale[:, None] * scale[None, :]
-        cross = covariance[near, band] * scale
-        # The small ridge keeps exactly collinear bands solvable; it adds nothing visible to the residual.
-        solution = torch.linalg.solve(system + 1e-8 * torch.eye(used, dtype=system.dtype), cross)
-        noise[band] = (covariance[band, band] - cross @ solution) * count / free
+    band = torch.arange(bands)
+    first = (band - used // 2).clamp(0, bands - used - 1)
+    near = first[:, None] + torch.arange(used + 1)[None, :]
+    near = near[near != band[:, None]].view(bands, used)
+    scale = covariance.diagonal().clamp_min(1e-300).rsqrt()[near]
+    system = covariance[near[:, :, None], near[:, None, :]] * scale[:, :, None] * scale[:, None, :]
+    cross = (covariance[near, band[:, None]] * scale)[:, :, None]
+    # The small ridge keeps exactly collinear bands solvable; it adds nothing visible to the residual.
+    system = system + 1e-8 * torch.eye(used, dtype=system.dtype)
+    explained = (cross * torch.linalg.solve(system, cross)).sum(dim=(1, 2))
+    noise = (covariance.diagonal() - explained) * count / free
     return noise.clamp_min(0).sqrt()
 
 
