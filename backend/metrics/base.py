@@ -206,6 +206,7 @@ class PairTile:
         self.fused, self.reference, self.mask = fused, reference, mask
         self.core: Core = core if core is not None else (slice(None), slice(None))
         self._shared: dict[str, Any] = {}
+        self._buffers: dict[str, Tensor] = {}
 
     @property
     def bands(self) -> int:
@@ -228,7 +229,10 @@ class PairTile:
         return self.mask[self.core]
 
     def chunks(self) -> Iterator[PairTile]:
-        """Yield the core in pieces of whole blocks, so small that float64 copies fit a CPU's cache."""
+        """Yield the core in pieces of whole blocks, so small that float64 copies fit a CPU's cache.
+
+        Each piece uses the working memory of the one before: be done with one before taking the next.
+        """
         fused, reference, mask = self.fused_core, self.reference_core, self.mask_core
         limit = CHUNK_VALUES_CUDA if fused.is_cuda else CHUNK_VALUES
         blocks = max(1, limit // (self.bands * BLOCK * BLOCK))
@@ -238,7 +242,21 @@ class PairTile:
         for row in range(0, rows, height):
             for col in range(0, cols, width):
                 part = (slice(row, row + height), slice(col, col + width))
-                yield PairTile(fused[:, part[0], part[1]], reference[:, part[0], part[1]], mask[part])
+                chunk = PairTile(fused[:, part[0], part[1]], reference[:, part[0], part[1]], mask[part])
+                chunk._buffers = self._buffers
+                yield chunk
+
+    def buffer(self, name: str, shape: tuple[int, ...]) -> Tensor:
+        """Return working memory of float64, not cleared, that the next chunk gets as well.
+
+        Fresh memory for every chunk costs more time (page faults) than the arithmetic.
+        """
+        size = math.prod(shape)
+        found = self._buffers.get(name)
+        if found is None or found.numel() < size:
+            found = torch.empty(size, dtype=torch.float64, device=self.fused.device)
+            self._buffers[name] = found
+        return found[:size].view(shape)
 
     def shared(self, name: str, make: Callable[[Any], Any]) -> Any:
         """Return what `make(self)` returned the first time that `name` was asked for."""

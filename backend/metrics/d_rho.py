@@ -9,7 +9,7 @@ from typing import Optional
 import torch
 from torch import Tensor
 
-from .base import RELATIVE_ZERO, MetricValue, NoReferenceMetric, ResolutionTile
+from .base import RELATIVE_ZERO, Core, MetricValue, NoReferenceMetric, ResolutionTile
 from .joint import CULPRIT, HsBands, hs_range
 from .moments import band_result
 from .windows import band_groups, core_windows, slide
@@ -67,6 +67,69 @@ def local_correlation(image: Tensor, guide: GuideWindows) -> Tensor:
     return cov.div_(product).clamp_(-1, 1).masked_fill_(flat, 0)
 
 
+@dataclass
+class Correlations:
+    """Local correlations of a tile's core, summed.
+
+    Attributes:
+        sums: `[bands]` float64, sum of rho over the windows that count.
+        windows: `[bands]` float64, their number.
+        map: `[rows, cols]` float32 of the core, `1 - rho` mean over bands, NaN where no window counts; or None.
+    """
+
+    sums: Tensor
+    windows: Tensor
+    map: Optional[Tensor]
+
+
+def correlations(
+    fused: Tensor,
+    guide: Tensor,
+    mask: Tensor,
+    ratio: int,
+    core: Core,
+    assignment: Tensor,
+    mapped: bool = False,
+) -> Correlations:
+    """Return the local correlations of a tile: each band with its guide band, in windows of ratio x ratio pixels.
+
+    Args:
+        fused: `[bands, rows, cols]`, core and halo.
+        guide: `[guide bands, rows, cols]`.
+        mask: `[rows, cols]` bool, True where valid.
+        ratio: the window's side.
+        core: (row, column) slices of the part that counts.
+        assignment: `[bands]` index of each band's guide band.
+        mapped: also the map; it costs little beside the sums.
+    """
+    before = ratio // 2
+    cover, centres, counts = core_windows(mask, core, before, ratio - 1 - before)
+    sums = torch.zeros(fused.shape[0], dtype=torch.float64, device=fused.device)
+    windows = torch.zeros_like(sums)
+    total = torch.zeros(counts.shape if mapped else 0, dtype=torch.float64, device=fused.device)
+    number = torch.zeros_like(total)
+    inside = mask[cover]
+    zero = torch.zeros((), dtype=fused.dtype, device=fused.device)
+    for layer in assignment.unique().tolist() if bool(counts.any()) else ():
+        guide_band = guide_windows(torch.where(inside, guide[(layer, *cover)], zero.to(guide.dtype)), ratio)
+        used = counts & ~guide_band.flat
+        own = (assignment == layer).nonzero().flatten()
+        for group in band_groups(len(own), counts.numel(), fused.device):
+            image = torch.where(inside, fused[own[group]][:, cover[0], cover[1]], zero)
+            rho = local_correlation(image, guide_band).masked_fill_(~used, 0)
+            sums[own[group]] = rho.sum(dim=(1, 2))
+            if mapped:
+                total += rho.sum(dim=0)
+        windows[own] = used.sum().to(windows.dtype)
+        if mapped:
+            number += len(own) * used
+    if not mapped:
+        return Correlations(sums, windows, None)
+    found = torch.full(mask.shape, float("nan"), dtype=torch.float32, device=fused.device)
+    found[centres] = torch.where(number > 0, 1 - total / number, float("nan")).to(torch.float32)
+    return Correlations(sums, windows, found[core])
+
+
 class DRho(NoReferenceMetric):
     """`1 - mean of rho`, the correlation of fused band and guide in windows of ratio x ratio pixels.
 
@@ -81,6 +144,10 @@ class DRho(NoReferenceMetric):
     better = "lower"
     range = "0 to 2"
     source = "Scarpa and Ciotola, Remote Sens. 14(8), 2022"
+    keep_map: bool = False
+    """Set it to find the map of the tile added last in `map`, at little cost beside the index."""
+    map: Optional[Tensor] = None
+    """`1 - rho` of each pixel of that tile's core, mean over bands, `[rows, cols]` float32; NaN without a window."""
 
     @property
     def halo(self) -> int:  # type: ignore[override]
@@ -92,28 +159,16 @@ class DRho(NoReferenceMetric):
         self._hs = HsBands()
         self._sum: Optional[Tensor] = None
         self._windows: Optional[Tensor] = None
+        self.map = None
 
     def update_tile(self, tile: ResolutionTile) -> None:
         """Add a tile."""
         self._hs.add(*hs_range(tile.hs, tile.mask_lr))
-        before = self.ratio // 2
-        cover, _, counts = core_windows(tile.mask, tile.core, before, self.ratio - 1 - before)
-        if not bool(counts.any()):
-            return
-        mask = tile.mask[cover]
-        bands = tile.fused.shape[0]
-        sums = torch.zeros(bands, dtype=torch.float64, device=tile.fused.device)
-        windows = torch.zeros_like(sums)
-        for layer in tile.assignment.unique().tolist():
-            zero = torch.zeros((), dtype=tile.fused.dtype, device=tile.fused.device)
-            guide = guide_windows(torch.where(mask, tile.guide[(layer, *cover)], zero), self.ratio)
-            used = counts & ~guide.flat
-            own = (tile.assignment == layer).nonzero().flatten()
-            for group in band_groups(len(own), counts.numel(), tile.fused.device):
-                image = torch.where(mask, tile.fused[own[group]][:, cover[0], cover[1]], zero)
-                rho = local_correlation(image, guide)
-                sums[own[group]] = rho.masked_fill_(~used, 0).sum(dim=(1, 2))
-            windows[own] = used.sum().to(windows.dtype)
+        found = correlations(
+            tile.fused, tile.guide, tile.mask, self.ratio, tile.core, tile.assignment, self.keep_map
+        )
+        self.map = found.map
+        sums, windows = found.sums, found.windows
         self._sum = sums if self._sum is None else self._sum + sums
         self._windows = windows if self._windows is None else self._windows + windows
 

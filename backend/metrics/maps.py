@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from .base import Core, PairTile, ResolutionTile, check_cube, check_mask
-from .d_rho import guide_windows, local_correlation
+from .d_rho import correlations
 from .sam import spectral_angle
-from .windows import band_groups, core_windows
+from .windows import band_groups
 
 
 def sam_map(fused: Tensor, reference: Tensor, mask: Tensor) -> Tensor:
@@ -79,25 +79,9 @@ def d_rho_map(
         check_mask(mask, cube)
     if assignment is None:
         assignment = ResolutionTile.single_guide(guide, fused.shape[0])
-    assignment = assignment.to(fused.device)
     core = core if core is not None else (slice(None), slice(None))
-    before = ratio // 2
-    cover, centres, counts = core_windows(mask, core, before, ratio - 1 - before)
-    found = blank(mask)
-    if bool(counts.any()):
-        zero = torch.zeros((), dtype=fused.dtype, device=fused.device)
-        total = torch.zeros(counts.shape, dtype=torch.float64, device=fused.device)
-        number = torch.zeros_like(total)
-        for layer in assignment.unique().tolist():
-            windows = guide_windows(torch.where(mask[cover], guide[(layer, *cover)], zero), ratio)
-            used = counts & ~windows.flat
-            own = (assignment == layer).nonzero().flatten()
-            for group in band_groups(len(own), counts.numel(), fused.device):
-                image = torch.where(mask[cover], fused[own[group]][:, cover[0], cover[1]], zero)
-                total += (1 - local_correlation(image, windows)).sum(dim=0).masked_fill_(~used, 0)
-            number += len(own) * used
-        found[centres] = torch.where(number > 0, total / number, float("nan")).to(torch.float32)
-    return found[core]
+    found = correlations(fused, guide, mask, ratio, core, assignment.to(fused.device), mapped=True)
+    return found.map if found.map is not None else blank(mask)[core]
 
 
 def blank(mask: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ mean swamps nothing.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Callable, Optional
 
 import torch
@@ -78,12 +78,6 @@ class BandMoments:
             torch.maximum(self.max_r, other.max_r),
         )
 
-    def joined(self, others: list[BandMoments]) -> BandMoments:
-        """Return the moments of these and other bands over the same pixels."""
-        every = [self, *others]
-        names = [f.name for f in fields(self) if f.name != "count"]
-        return BandMoments(self.count, *(torch.cat([getattr(m, name) for m in every]) for name in names))
-
     def state(self) -> BandState:
         """Return which bands can be judged."""
         return BandState(bool(self.count > 0), ~torch.isfinite(self.ss_r), is_flat(self.min_r, self.max_r))
@@ -109,13 +103,22 @@ def is_flat(least: Tensor, largest: Tensor) -> Tensor:
     return largest - least <= RELATIVE_ZERO * torch.maximum(least.abs(), largest.abs())
 
 
-def to_blocks(cube: Tensor, size: int = BLOCK) -> Tensor:
-    """Return `[bands, rows, cols]` as `[blocks, bands, size * size]`, zero beyond the right and lower edge."""
+def to_blocks(cube: Tensor, out: Optional[Tensor] = None) -> Tensor:
+    """Return `[bands, rows, cols]` as `[blocks, bands, 32 * 32]` in float64, zero beyond the lower right edges.
+
+    Args:
+        cube: any dtype.
+        out: where to put them; None for new memory.
+    """
     bands, rows, cols = cube.shape
-    cube = pad(cube, (0, -cols % size, 0, -rows % size))
-    down, across = cube.shape[1] // size, cube.shape[2] // size
-    cube = cube.reshape(bands, down, size, across, size).permute(1, 3, 0, 2, 4)
-    return cube.reshape(down * across, bands, size * size)
+    if rows % BLOCK or cols % BLOCK:
+        cube = pad(cube, (0, -cols % BLOCK, 0, -rows % BLOCK))
+    down, across = cube.shape[1] // BLOCK, cube.shape[2] // BLOCK
+    blocks = cube.unflatten(2, (across, BLOCK)).unflatten(1, (down, BLOCK)).permute(1, 3, 0, 2, 4)
+    if out is None:
+        out = torch.empty((down * across, bands, BLOCK * BLOCK), dtype=torch.float64, device=cube.device)
+    out.view(blocks.shape).copy_(blocks)
+    return out
 
 
 def block_moments(tile: PairTile) -> BlockMoments:
@@ -126,20 +129,23 @@ def block_moments(tile: PairTile) -> BlockMoments:
         zero = torch.zeros((), dtype=fused.dtype, device=fused.device)
         fused = torch.where(mask, fused, zero)
         reference = torch.where(mask, reference, zero.to(reference.dtype))
-    weight = to_blocks(mask[None].to(torch.float64))
+    weight = to_blocks(mask[None])
     full = bool((weight == 1).all())
     count = weight.sum(dim=(1, 2))
     pixels = count.clamp(min=1)[:, None]
-    f = to_blocks(fused).to(torch.float64)
-    r = to_blocks(reference).to(torch.float64)
-    sse = (f - r).square_().sum(dim=2)
+    shape = (weight.shape[0], tile.bands, BLOCK * BLOCK)
+    f = to_blocks(fused, tile.buffer("fused", shape))
+    r = to_blocks(reference, tile.buffer("reference", shape))
+    scratch = tile.buffer("scratch", shape)
+    # amin and amax one by one: each is ten times as fast as aminmax on a CPU.
     if full:
-        min_r, max_r = torch.aminmax(r, dim=2)
+        min_r, max_r = r.amin(dim=2), r.amax(dim=2)
     else:
         inside = weight > 0
         infinity = torch.full((), float("inf"), dtype=torch.float64, device=r.device)
         min_r = torch.where(inside, r, infinity).amin(dim=2)
         max_r = torch.where(inside, r, -infinity).amax(dim=2)
+    sse = torch.sub(f, r, out=scratch).square_().sum(dim=2)
     mean_f, mean_r = f.sum(dim=2) / pixels, r.sum(dim=2) / pixels
     f -= mean_f[:, :, None]
     r -= mean_r[:, :, None]
@@ -150,9 +156,9 @@ def block_moments(tile: PairTile) -> BlockMoments:
         count,
         mean_f,
         mean_r,
-        f.square().sum(dim=2),
-        r.square().sum(dim=2),
-        (f * r).sum(dim=2),
+        torch.mul(f, f, out=scratch).sum(dim=2),
+        torch.mul(r, r, out=scratch).sum(dim=2),
+        torch.mul(f, r, out=scratch).sum(dim=2),
         sse,
         min_r,
         max_r,

@@ -37,9 +37,14 @@ def reference_range(reference: Tensor, mask: Tensor, previous: Optional[Tensor] 
         previous: what the tiles before gave.
     """
     infinity = torch.full((), math.inf, dtype=reference.dtype, device=reference.device)
-    least = torch.where(mask, reference, infinity).amin(dim=(1, 2))
-    largest = torch.where(mask, reference, -infinity).amax(dim=(1, 2))
-    found = torch.stack([least, largest]).to(torch.float64)
+    whole = bool(mask.all())
+    parts = []
+    for group in band_groups(reference.shape[0], mask.numel(), reference.device):
+        bands = reference[group]
+        least = (bands if whole else torch.where(mask, bands, infinity)).amin(dim=(1, 2))
+        largest = (bands if whole else torch.where(mask, bands, -infinity)).amax(dim=(1, 2))
+        parts.append(torch.stack([least, largest]).to(torch.float64))
+    found = torch.cat(parts, dim=1)
     if previous is None:
         return found
     return torch.stack([torch.minimum(previous[0], found[0]), torch.maximum(previous[1], found[1])])
@@ -126,19 +131,19 @@ def ssim_sum(fused: Tensor, reference: Tensor, mask: Tensor, counts: Tensor, sca
     """
     least, span = scale[0], (scale[1] - scale[0])
     span = torch.where(span > 0, span, torch.ones_like(span))
-    level = (least / span)[:, None, None].to(fused.dtype)
-    least, span = least.to(fused.dtype)[:, None, None], span.to(fused.dtype)[:, None, None]
-    zero = torch.zeros((), dtype=fused.dtype, device=fused.device)
-    x = torch.where(mask, (fused - least) / span - 0.5, zero)
-    y = torch.where(mask, (reference - least) / span - 0.5, zero)
+    level = (least / span + 0.5)[:, None, None].to(fused.dtype)
+    middle, span = (v.to(fused.dtype)[:, None, None] for v in (least + 0.5 * span, span))
+    x, y = (fused - middle).div_(span), (reference - middle).div_(span)
+    if not bool(mask.all()):
+        x, y = x.masked_fill_(~mask, 0), y.masked_fill_(~mask, 0)
     weights = gaussian_window()
     # The formula needs the two variances only as their sum: four maps to filter, not five.
     maps = slide(torch.stack([x, y, x * y, x * x + y * y]), weights)
     mean_x, mean_y, product, squares = maps
     cov = product - mean_x * mean_y
     spread = squares - mean_x.square() - mean_y.square()
-    mean_x, mean_y = mean_x + (level + 0.5), mean_y + (level + 0.5)
+    mean_x, mean_y = mean_x + level, mean_y + level
     c1, c2 = K1**2, K2**2
     ssim = (2 * mean_x * mean_y + c1) * (2 * cov + c2)
     ssim /= (mean_x.square() + mean_y.square() + c1) * (spread + c2)
-    return torch.where(counts, ssim, zero).sum(dim=(1, 2), dtype=torch.float64)
+    return ssim.masked_fill_(~counts, 0).sum(dim=(1, 2), dtype=torch.float64)

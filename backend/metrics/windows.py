@@ -11,7 +11,7 @@ from torch.nn.functional import pad
 
 from .base import CHUNK_VALUES_CUDA, Core
 
-CHUNK_VALUES = 250_000
+CHUNK_VALUES = 140_000
 """Values of one image whose windows are worked on at once on a CPU: several maps of them fit its cache."""
 
 
