@@ -187,6 +187,24 @@ METHODS: dict[str, MethodInfo] = {
             "lmmse:LMMSE",
             relative_cost=2.0,
         ),
+        MethodInfo(
+            "sylvester",
+            "FUSE (Sylvester equation)",
+            "subspace",
+            "Exact Gaussian posterior mean in the subspace, in closed form; needs no response function.",
+            "Wei, Dobigeon and Tourneret, IEEE TIP 24(11), 2015",
+            "sylvester:Sylvester",
+            relative_cost=2.0,
+        ),
+        MethodInfo(
+            "bayes",
+            "Bayesian (naive Gaussian)",
+            "subspace",
+            "Maximum a posteriori from the joint Gaussian statistics of image and guide, pixels independent.",
+            "Hardie, Eismann and Wilson, IEEE TIP 13(9), 2004",
+            "bayes:Bayes",
+            relative_cost=2.0,
+        ),
     )
 }
 

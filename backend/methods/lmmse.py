@@ -13,16 +13,13 @@ from torch.nn import functional
 from ..control import Control
 from ..degradation import (
     INTERPOLATION_REACH,
-    Range,
-    decimation_matrix,
-    interpolation_matrix,
     separable,
 )
-from ..response_estimation import estimate_response
 from ..scene import FILL_REACH, MomentAccumulator, Scene, Tile
 from .base import FusionMethod
+from .blocks import Side
 from .injection import add_detail, ridge_solve, summary
-from .registration import Registration
+from .linear_model import describe_registration, describe_subspace, find_registration
 from .subspace import (
     CoarsePair,
     apply,
@@ -39,12 +36,6 @@ WINDOW = (1.0, 4.0, 6.0, 4.0, 1.0)
 GUIDE_RIDGE = 1e-4
 """Ridge of local gains, relative to the guide's mean local variance."""
 FILTER_RIDGE = 1e-4
-CLEARLY_BETTER = 0.05
-"""Share of what the nominal PSF leaves unexplained that an estimated one must explain to be used."""
-LEAST_GAIN = 1e-4
-"""The same as a share of the guide's variance."""
-WORTH_SAYING = 0.1
-"""Shift in fine pixels from which on a person is told."""
 ROUNDING = 1e-5
 """Deviation of a guide, relative to its mean, below which it is single-precision rounding and no detail."""
 BACK_PROJECTION_REACH = 2
@@ -70,46 +61,6 @@ def neighbourhoods(image: Tensor, reach: int) -> Tensor:
     padded = functional.pad(image[:, None], (reach,) * 4, mode="replicate")
     columns = functional.unfold(padded, 2 * reach + 1)
     return columns.reshape(-1, columns.shape[-1])
-
-
-class _Side:
-    """The operators of one axis of a tile, from its coarse pixels to the fine ones around it and back.
-
-    Attributes:
-        fine: fine pixels, in scene coordinates, on which the detail is computed.
-        own: the tile's own pixels within `fine`.
-        up: interpolation to `fine`.
-        inner: coarse pixels, within the tile's, whose PSF `fine` covers.
-        down: decimation from `fine` to `inner`.
-        round_trip: `down up`. kernel: the same on `inner` alone, cut to a few pixels.
-    """
-
-    def __init__(self, tile: Tile, axis: int, margin: int, reach: int | None, psf_pixels: int) -> None:
-        r, size = tile.ratio, tile.scene_coarse[axis]
-        area = (tile.coarse_rows, tile.coarse_cols)[axis]
-        wanted = (tile.rows, tile.cols)[axis]
-        if reach is None:
-            self.fine = wanted
-            self.own = slice(0, wanted[1] - wanted[0])
-            self.up = interpolation_matrix(self.fine, area, r, size)
-            return
-        seen = _shrunk(area, margin, size)
-        self.fine = seen[0] * r, seen[1] * r
-        self.own = slice(wanted[0] - self.fine[0], wanted[1] - self.fine[0])
-        self.up = interpolation_matrix(self.fine, area, r, size)
-        inner = _shrunk(seen, psf_pixels, size)
-        self.inner = slice(inner[0] - area[0], inner[1] - area[0])
-        self.down = decimation_matrix(inner, self.fine, r, size * r, tile.mtf_hs)
-        self.round_trip = self.down @ self.up
-        kernel = self.round_trip[:, self.inner]
-        index = torch.arange(len(kernel))
-        kernel = torch.where((index[:, None] - index[None, :]).abs() <= reach, kernel, torch.zeros(()))
-        self.kernel = kernel / kernel.sum(dim=1, keepdim=True)
-
-
-def _shrunk(area: Range, by: int, size: int) -> Range:
-    """Return the range without `by` pixels at each end, but for ends at the scene's border."""
-    return area[0] + (by if area[0] > 0 else 0), area[1] - (by if area[1] < size else 0)
 
 
 class LMMSE(FusionMethod):
@@ -147,7 +98,9 @@ class LMMSE(FusionMethod):
         statistics = scene.statistics(scene.mtf_hs, control)
         self.guide_mean = statistics.guide_mean
         self.subspace = fit_subspace(statistics, int(self.parameters["rank"]))
-        self._register(scene, control)
+        self.registration, self.estimate = find_registration(
+            scene, self.subspace, bool(self.parameters["register"]), control
+        )
         # From the outside in: what the gains look at, D, the iterations, interpolation of the correction.
         self.halo = GAIN_REACH - FILL_REACH + self.registration.margin
         if self.iterations:
@@ -155,25 +108,6 @@ class LMMSE(FusionMethod):
             self.halo += self.registration.psf_pixels + iterated
         self._fit_filters(scene, control)
         self._fit_gains(scene, control)
-
-    def _register(self, scene: Scene, control: Control) -> None:
-        """Find the PSF's gain and the shift, and take them where they explain the pair clearly better."""
-        self.registration = Registration(scene.ratio, scene.mtf_hs, (0.0, 0.0), scene.mtf_hs)
-        self.estimate = (
-            estimate_response(scene, self.subspace, control) if self.parameters["register"] else None
-        )
-        found = self.estimate
-        if found is None:
-            return
-        gained = found.nominal_unexplained - found.unexplained
-        if gained < max(CLEARLY_BETTER * found.nominal_unexplained, LEAST_GAIN):
-            return
-        self.registration = Registration(scene.ratio, found.mtf_gain, found.shift, scene.mtf_hs)
-        if max(abs(s) for s in found.shift) > WORTH_SAYING:
-            control.warn(
-                f"the guide lies {found.shift[0]:.2f} pixels (rows) and {found.shift[1]:.2f} pixels (columns) off "
-                "the HS image: lmmse moves the guide's detail to match the HS image"
-            )
 
     def _fit_filters(self, scene: Scene, control: Control) -> None:
         """Learn each coefficient's Wiener filter on the coarse grid."""
@@ -289,16 +223,7 @@ class LMMSE(FusionMethod):
         clean = self._denoise(pair)
         centred = self.subspace.centred(tile.hs) * grown(tile.hs_mask, FILL_REACH)
         coarse = apply(self.subspace.residual, centred) + self.subspace.mean.to(centred)[:, None, None]
-        sides = [
-            _Side(
-                tile,
-                axis,
-                GAIN_REACH,
-                BACK_PROJECTION_REACH if self.iterations else None,
-                self.registration.psf_pixels,
-            )
-            for axis in (0, 1)
-        ]
+        sides = [Side(tile, axis, GAIN_REACH, self.registration.psf_pixels) for axis in (0, 1)]
         detail = self._detail(tile, clean, pair, sides)
         if self.iterations:
             clean = clean + self._correction(clean, detail, pair, sides)
@@ -306,24 +231,17 @@ class LMMSE(FusionMethod):
         own = detail[:, sides[0].own, sides[1].own]
         return add_detail(fused, self.subspace.decode, own)
 
-    def _detail(self, tile: Tile, clean: Tensor, pair: CoarsePair, sides: list[_Side]) -> Tensor:
+    def _detail(self, tile: Tile, clean: Tensor, pair: CoarsePair, sides: list[Side]) -> Tensor:
         """Return W (g - U D g) on the sides' fine pixels, `[rank, rows, cols]`."""
         gains = self.local_gains(clean, pair)
         up = sides[0].up, sides[1].up
-        top, left = (
-            side.fine[0] - start for side, start in zip(sides, (tile.fine_rows[0], tile.fine_cols[0]))
-        )
-        area = (
-            slice(None),
-            slice(top, top + sides[0].fine[1] - sides[0].fine[0]),
-            slice(left, left + sides[1].fine[1] - sides[1].fine[0]),
-        )
+        area = slice(None), sides[0].guide, sides[1].guide
         high = tile.guide[area] - self.guide_mean.to(tile.guide)[:, None, None] - separable(*up, pair.guide)
         high = high * tile.guide_mask[area[1:]]
         # One component at a time: the gains of all of them on the fine grid would be the largest array here.
         return torch.stack([(separable(*up, gain) * high).sum(dim=0) for gain in gains])
 
-    def _correction(self, clean: Tensor, detail: Tensor, pair: CoarsePair, sides: list[_Side]) -> Tensor:
+    def _correction(self, clean: Tensor, detail: Tensor, pair: CoarsePair, sides: list[Side]) -> Tensor:
         """Return what to add to the coarse coefficients so that the result, degraded, gives them back."""
         rows, cols = sides
         inner = (slice(None), rows.inner, cols.inner)
@@ -331,22 +249,18 @@ class LMMSE(FusionMethod):
         target = target - separable(rows.down, cols.down, detail)
         damping = self.reliability.to(clean).clamp(0, 1)[:, None, None]
         target = target * damping * pair.hs_mask[inner[1:]]
+        kernels = rows.kernel(BACK_PROJECTION_REACH), cols.kernel(BACK_PROJECTION_REACH)
         correction = target.clone()
         for _ in range(self.iterations - 1):
-            correction += target - separable(rows.kernel, cols.kernel, correction)
+            correction += target - separable(*kernels, correction)
         out = torch.zeros_like(clean)
         out[inner] = correction
         return out
 
     def describe(self) -> dict[str, Any]:
         """Return the subspace, the noise found, how well the guide explains the detail, PSF and shift."""
-        relative = self.subspace.noise / self.subspace.mean.abs().clamp_min(1e-300)
-        used = self.registration
         return {
-            "rank": self.subspace.rank,
+            **describe_subspace(self.subspace),
             "detail_r2": summary(self.detail_r2, 3),
-            "median_relative_noise": round(float(relative.median()), 5),
-            "mtf_gain": {"nominal": used.nominal_gain, "used": round(used.mtf_gain, 3)},
-            "guide_shift_pixels": [round(s, 2) for s in used.shift],
-            "guide_unexplained": None if self.estimate is None else round(self.estimate.unexplained, 5),
+            **describe_registration(self.registration, self.estimate),
         }

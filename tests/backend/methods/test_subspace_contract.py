@@ -9,9 +9,9 @@ from hypersharp.backend.control import Control
 from hypersharp.backend.errors import Cancelled, HyperSharpError
 from hypersharp.backend.registry import load_method, method_info
 
-METHODS = ["lmmse"]
-LOCAL = ["lmmse"]
-"""Methods whose tiles depend on nothing beyond the halo: exact. The others solve overlapping blocks."""
+METHODS = ["lmmse", "sylvester", "bayes"]
+SEAM = {"sylvester": 1e-3, "bayes": 1e-3}
+"""Largest difference, of the largest value, where a method solves overlapping blocks; the others are exact."""
 
 
 def relative(a, b, scale):
@@ -51,7 +51,8 @@ def test_tiles_do_not_show(plain, method, guide_bands):
     for side in (17, 32, 90):
         tiled = plain.fuse(method, pair.hs, pair.guide, 4, hs_mask, guide_mask, tile=side)
         np.testing.assert_array_equal(tiled.valid, whole.valid)
-        assert relative(tiled.image[:, whole.valid], whole.image[:, whole.valid], pair.truth.max()) < 1e-5
+        apart = relative(tiled.image[:, whole.valid], whole.image[:, whole.valid], pair.truth.max())
+        assert apart < SEAM.get(method, 1e-5)
 
 
 @pytest.mark.parametrize("ratio", [2, 3, 5, 8])
@@ -60,7 +61,7 @@ def test_any_ratio(plain, method, ratio):
     pair = plain.make_pair(ratio=ratio, guide_bands=2, coarse=20)
     whole = plain.fuse(method, pair.hs, pair.guide, ratio)
     tiled = plain.fuse(method, pair.hs, pair.guide, ratio, tile=7 * ratio + 1)
-    assert relative(tiled.image, whole.image, pair.truth.max()) < 1e-5
+    assert relative(tiled.image, whole.image, pair.truth.max()) < SEAM.get(method, 1e-5)
     assert np.isfinite(whole.image).all()
 
 

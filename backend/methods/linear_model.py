@@ -1,0 +1,218 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What the model-based methods share: both images as linear, noisy views of one fine image in the subspace.
+
+    z = D x + noise of variance `hs_noise`          (the HS image's coefficients)
+    g - mean = A x + noise of variance `guide_noise` (the guide)
+
+D is the HS sensor's degradation, A the guide's spectral response in the subspace.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from ..control import Control
+from ..degradation import separable
+from ..response_estimation import ResponseEstimate, estimate_response, estimate_srf
+from ..scene import FILL_REACH, MomentAccumulator, Scene, SceneStatistics, Tile
+from .base import FusionMethod
+from .blocks import Side
+from .injection import summary
+from .registration import Registration
+from .subspace import (
+    CoarsePair,
+    Subspace,
+    apply,
+    coarse_pair,
+    coarse_windows,
+    detail_context,
+    fit_subspace,
+    grown,
+    one_scale_down,
+)
+
+CLEARLY_BETTER = 0.05
+"""Share of what the nominal PSF leaves unexplained that an estimated one must explain to be used."""
+LEAST_GAIN = 1e-4
+"""The same as a share of the guide's variance."""
+WORTH_SAYING = 0.1
+"""Shift in fine pixels from which on a person is told."""
+NOISE_FLOOR = 1e-6
+"""Least noise variance relative to the signal's, so that noise-free pairs stay solvable in single precision."""
+DETAIL_FLOOR = 1e-4
+"""Least detail variance relative to a component's own variance."""
+BLOCK_MARGIN = 6
+"""Coarse pixels around a block that are solved with it: an error at its border has died out within them."""
+
+
+def find_registration(
+    scene: Scene, subspace: Subspace, wanted: bool, control: Control
+) -> tuple[Registration, ResponseEstimate | None]:
+    """Find the PSF's gain and the shift; take them where they explain the pair clearly better than the nominal.
+
+    Returns:
+        What to use, and the estimate (None when not wanted or when the scene is too small).
+    """
+    nominal = Registration(scene.ratio, scene.mtf_hs, (0.0, 0.0), scene.mtf_hs)
+    found = estimate_response(scene, subspace, control) if wanted else None
+    if found is None:
+        return nominal, None
+    gained = found.nominal_unexplained - found.unexplained
+    if gained < max(CLEARLY_BETTER * found.nominal_unexplained, LEAST_GAIN):
+        return nominal, found
+    if max(abs(s) for s in found.shift) > WORTH_SAYING:
+        control.warn(
+            f"the guide lies {found.shift[0]:.2f} pixels (rows) and {found.shift[1]:.2f} pixels (columns) off "
+            "the HS image: its detail is moved to match the HS image"
+        )
+    return Registration(scene.ratio, found.mtf_gain, found.shift, scene.mtf_hs), found
+
+
+def describe_registration(used: Registration, found: ResponseEstimate | None) -> dict[str, Any]:
+    """Return the PSF and the shift, nominal and used, for the report."""
+    return {
+        "mtf_gain": {"nominal": used.nominal_gain, "used": round(used.mtf_gain, 3)},
+        "guide_shift_pixels": [round(s, 2) for s in used.shift],
+        "guide_unexplained": None if found is None else round(found.unexplained, 5),
+    }
+
+
+def describe_subspace(subspace: Subspace) -> dict[str, Any]:
+    """Return the subspace's size and the noise found, for the report."""
+    relative = subspace.noise / subspace.mean.abs().clamp_min(1e-300)
+    return {"rank": subspace.rank, "median_relative_noise": round(float(relative.median()), 5)}
+
+
+class LinearModelMethod(FusionMethod):
+    """A method on the linear model above; subclasses say how to solve a block.
+
+    Options:
+        rank: most components of the subspace.
+        register: estimate the PSF's gain and the shift between the images (see `find_registration`).
+    """
+
+    defaults: ClassVar[Mapping[str, Any]] = {"rank": 12, "register": True}
+
+    def fit(self, scene: Scene, control: Control) -> None:
+        """Learn subspace, PSF, shift, the guide's response, noise and the covariance of the detail."""
+        statistics = scene.statistics(scene.mtf_hs, control)
+        self.guide_mean = statistics.guide_mean
+        self.subspace = fit_subspace(statistics, int(self.parameters["rank"]))
+        self.registration, self.estimate = find_registration(
+            scene, self.subspace, bool(self.parameters["register"]), control
+        )
+        self.halo = BLOCK_MARGIN + self.registration.psf_pixels + self.registration.margin
+        joint, detail = MomentAccumulator(), MomentAccumulator()
+        context = detail_context(scene.ratio)
+        for window in coarse_windows(
+            scene, self.subspace, self.guide_mean, context, control, self.registration
+        ):
+            keep = window.own(window.pair.mask)
+            both = torch.cat([window.pair.coefficients, window.pair.guide])
+            joint.update(window.own(both)[:, keep])
+            gain = self.registration.mtf_gain
+            detail.update(one_scale_down(window, window.pair.coefficients, scene, gain)[:, keep])
+        self._learn(statistics, *joint.compute(), detail.compute()[1])
+
+    def _learn(self, statistics: SceneStatistics, mean: Tensor, joint: Tensor, detail: Tensor) -> None:
+        rank = self.subspace.rank
+        variance = joint.diagonal()[:rank]
+        self.joint, self.joint_mean = joint, mean
+        self.hs_noise = torch.maximum(self.subspace.component_noise, NOISE_FLOOR * variance)
+        # The guide's response is fitted to the images in register, seen through the subspace.
+        covariance = statistics.covariance.clone()
+        bands = statistics.bands
+        cross = self.subspace.decode @ joint[:rank, rank:]
+        covariance[:bands, bands:], covariance[bands:, :bands] = cross, cross.T
+        covariance[bands:, bands:] = joint[rank:, rank:]
+        self.response, _ = estimate_srf(replace(statistics, covariance=covariance))
+        self.mixing = self.response @ self.subspace.decode
+        through = self.mixing @ joint[:rank, rank:]
+        left = joint[rank:, rank:] - through - through.T + self.mixing @ joint[:rank, :rank] @ self.mixing.T
+        self.guide_offset = mean[rank:] - self.mixing @ mean[:rank]
+        guide_variance = joint.diagonal()[rank:]
+        floor = NOISE_FLOOR * guide_variance + (1e-5 * self.guide_mean) ** 2 + 1e-30
+        self.guide_noise = torch.maximum(left.diagonal(), floor)
+        self.explained = 1.0 - left.diagonal() / guide_variance.clamp_min(1e-300)
+        self.detail = positive_definite(
+            detail - torch.diag(0.95 * self.subspace.component_noise), DETAIL_FLOOR * variance
+        )
+
+    def block(self, tile: Tile) -> Block:
+        """Return the tile in register, as a block of the linear model."""
+        return Block(self.registration.apply(tile), self)
+
+    def assemble(self, block: Block, coefficients: Tensor) -> Tensor:
+        """Return the fused tile of fine coefficients `[rank, rows, cols]`: what lies outside is interpolated."""
+        tile, own = block.tile, coefficients[:, block.rows.own, block.cols.own]
+        centred = self.subspace.centred(tile.hs) * grown(tile.hs_mask, FILL_REACH)
+        outside = apply(self.subspace.residual, centred) + self.subspace.mean.to(centred)[:, None, None]
+        fused = tile.upsample(outside)
+        flat = fused.view(len(fused), -1)
+        flat.addmm_(self.subspace.decode.to(flat), own.reshape(len(own), -1))
+        return fused
+
+    def describe(self) -> dict[str, Any]:
+        """Return the subspace, how much of the guide its response explains, the response, PSF and shift."""
+        weights = self.response / self.response.sum(dim=1, keepdim=True).clamp_min(1e-300)
+        return {
+            **describe_subspace(self.subspace),
+            "guide_explained": summary(self.explained),
+            "guide_response": [summary(row) for row in weights],
+            **describe_registration(self.registration, self.estimate),
+        }
+
+
+class Block:
+    """A tile of a linear model method.
+
+    Attributes:
+        tile: in register.
+        rows, cols: the operators of both axes.
+        pair: both images on the tile's coarse pixels.
+        start: the interpolated coefficients on the block's fine pixels, `[rank, rows, cols]`.
+        missing: the guide less what `start` explains of it, 0 where invalid, `[guide bands, rows, cols]`.
+        seen: `[rows, cols]`: where the guide is valid.
+    """
+
+    def __init__(self, tile: Tile, method: LinearModelMethod) -> None:
+        self.tile = tile
+        psf = method.registration.psf_pixels
+        self.rows, self.cols = Side(tile, 0, FILL_REACH, psf), Side(tile, 1, FILL_REACH, psf)
+        self.pair: CoarsePair = coarse_pair(tile, method.subspace, method.guide_mean)
+        self.start = separable(self.rows.up, self.cols.up, self.pair.coefficients)
+        centre = (method.guide_mean + method.guide_offset).to(tile.guide)[:, None, None]
+        self.guide = tile.guide[:, self.rows.guide, self.cols.guide] - centre
+        self.seen = tile.guide_mask[self.rows.guide, self.cols.guide]
+        self.missing = (self.guide - apply(method.mixing, self.start)) * self.seen
+
+    @property
+    def inner(self) -> tuple[slice, slice, slice]:
+        """Where, on the tile's coarse pixels, the block's degradation is known."""
+        return slice(None), self.rows.inner, self.cols.inner
+
+    @property
+    def target(self) -> Tensor:
+        """The coefficients on `inner`, `[rank, rows, cols]`."""
+        return self.pair.coefficients[self.inner]
+
+    @property
+    def hs_seen(self) -> Tensor:
+        """Validity of the coarse pixels of `inner`."""
+        return self.pair.hs_mask[self.inner[1:]]
+
+    def degrade(self, image: Tensor) -> Tensor:
+        """Return a fine image of the block degraded to `inner`."""
+        return separable(self.rows.down, self.cols.down, image)
+
+
+def positive_definite(matrix: Tensor, floor: Tensor) -> Tensor:
+    """Return the nearest matrix whose variances, in units of `floor` `[n]`, are at least 1."""
+    scale = floor.clamp_min(1e-300).sqrt()
+    values, vectors = torch.linalg.eigh(matrix / scale[:, None] / scale[None, :])
+    return (vectors * values.clamp_min(1.0)) @ vectors.T * scale[:, None] * scale[None, :]
