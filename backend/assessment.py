@@ -10,6 +10,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +29,12 @@ from .grid import NESTING_TOLERANCE, PairGrid
 from .io.raster import RasterInfo, source_path
 from .io.source import DegradedSource, RasterSource, Source
 from .job import AssessJob
+from .maps import ErrorMaps, check_maps_folder
 from .methods.base import FusionMethod
 from .metrics import FullReferenceSet, MetricValue, NoReferenceSet, describe, reference_range
+from .metrics.d_rho import DRho
 from .pair import Pair, open_fused
-from .pipeline import check_side_file, versions, write_side_files
+from .pipeline import check_side_files, make_maps, metrics_files, versions, write_side_files
 from .protocol import Result
 from .registry import METHODS, load_method, method_info
 from .scene import FILL_REACH, Scene, tile_windows
@@ -101,9 +104,15 @@ def _core_side(bands: int, step: int) -> int:
 
 
 def compare_with_reference(
-    candidates: Mapping[str, Source], reference: Source, ratio: int, device: torch.device, control: Control
+    candidates: Mapping[str, Source],
+    reference: Source,
+    ratio: int,
+    device: torch.device,
+    control: Control,
+    section: str = "reference",
+    maps: ErrorMaps | None = None,
 ) -> dict[str, dict[str, MetricValue]]:
-    """Return every full-reference index of each candidate.
+    """Return every full-reference index of each candidate; `maps` gets the errors of the one named "fused".
 
     Pixels count where the reference and all candidates are valid, so that the columns compare like with like.
     """
@@ -123,20 +132,28 @@ def compare_with_reference(
             control.check()
             images[name], valid = source.read(wide_rows, wide_cols)
             mask = mask & valid
+        truth, mask = truth.to(device), mask.to(device)
         for name, image in images.items():
-            sets[name].update(image.to(device), truth.to(device), mask.to(device), (core_rows, core_cols))
+            image = image.to(device)
+            sets[name].update(image, truth, mask, (core_rows, core_cols))
+            if name == "fused" and maps is not None:
+                own = [cube[..., core_rows, core_cols] for cube in (image, truth, mask)]
+                maps.add_errors(section, rows[0], cols[0], *own)
         control.step()
     return {name: s.compute() for name, s in sets.items()}
 
 
 def full_resolution(
-    scene: Scene, candidates: Mapping[str, Source], control: Control
+    scene: Scene, candidates: Mapping[str, Source], control: Control, maps: ErrorMaps | None = None
 ) -> dict[str, dict[str, MetricValue]]:
-    """Return every no-reference index of each candidate, given on the scene's fine grid."""
+    """Return every no-reference index of each candidate, given on the scene's fine grid; `maps` as above."""
     r, device = scene.ratio, scene.device
     statistics = scene.statistics(scene.mtf_hs, control)
     assignment = statistics.correlation().abs().nan_to_num(0.0).argmax(dim=1)
     sets = {name: NoReferenceSet(r, assignment) for name in candidates}
+    mapped = sets["fused"].metrics["D_rho"] if maps is not None else None
+    if isinstance(mapped, DRho):
+        mapped.keep_map = True
     halo = max(s.halo for s in sets.values())
     guide_lr = DegradedSource(scene.guide, r, scene.mtf_hs)
     degraded = {name: DegradedSource(source, r, scene.mtf_hs) for name, source in candidates.items()}
@@ -162,6 +179,8 @@ def full_resolution(
                 (mask_lr & hs_mask & low_mask).to(device),
                 (core_rows, core_cols),
             )
+            if name == "fused" and maps is not None and isinstance(mapped, DRho) and mapped.map is not None:
+                maps.add("D_rho", rows[0] * r, cols[0] * r, mapped.map)
         control.step()
     return {name: s.compute() for name, s in sets.items()}
 
@@ -191,6 +210,7 @@ def reduced_resolution(
     parameters: Mapping[str, Any],
     control: Control,
     controls: Controls | None = None,
+    maps: ErrorMaps | None = None,
 ) -> dict[str, dict[str, MetricValue]]:
     """Fuse the reduced scene (Wald et al., PE&RS 63(6), 1997) and compare it with the HS image itself."""
     reduced = scene.reduced
@@ -201,7 +221,9 @@ def reduced_resolution(
         MethodSource(reduced, method),
         InterpolatedSource(reduced),
         controls,
-        lambda c: compare_with_reference(c, scene.reference, scene.ratio, scene.device, control),
+        lambda c: compare_with_reference(
+            c, scene.reference, scene.ratio, scene.device, control, "reduced_resolution", maps
+        ),
     )
 
 
@@ -250,14 +272,15 @@ class _Table:
         self.content[section] = None
         self.reasons[section] = reason
 
-    def per_band(self, scene: Scene, values: dict[str, dict[str, MetricValue]]) -> None:
+    def per_band(self, pair: Pair, values: dict[str, dict[str, MetricValue]]) -> None:
         """Add the curves over wavelength, the control's below "interpolated"."""
         fused, control = (
             {k: v.per_band for k, v in values[column].items() if k in ("PSNR", "RMSE", "CC") and v.per_band}
             for column in ("fused", "interpolated")
         )
         self.content["per_band"] = {
-            "wavelength_nm": list(scene.wavelength_nm),
+            "band": [index + 1 for index in pair.survey.usable],
+            "wavelength_nm": list(pair.scene.wavelength_nm),
             **fused,
             "interpolated": control,
         }
@@ -282,6 +305,7 @@ def assess_pair(
     parameters: Mapping[str, Any] | None = None,
     reference: str | None = None,
     controls: Controls | None = None,
+    maps: ErrorMaps | None = None,
 ) -> dict[str, Any]:
     """Return the quality sections of metrics.json for a fused raster of this pair.
 
@@ -292,6 +316,7 @@ def assess_pair(
         parameters: of the method.
         reference: path of the true raster, or None.
         controls: interpolation's indices of an earlier call on this pair, used and added to; None computes them.
+        maps: gets the maps of SAM, RMSE and D_rho of the fused image; None makes none.
 
     Raises:
         HyperSharpError: the fused or the reference raster does not fit the pair.
@@ -306,9 +331,9 @@ def assess_pair(
                 "the reduced-resolution indices rest on a small image "
                 f"({scene.hs.rows // scene.ratio}x{scene.hs.cols // scene.ratio} HS pixels): read them with care"
             )
-        values = reduced_resolution(scene, method, parameters or {}, control, controls)
+        values = reduced_resolution(scene, method, parameters or {}, control, controls, maps)
         table.add("reduced_resolution", values)
-        table.per_band(scene, values)
+        table.per_band(pair, values)
     else:
         reason = (
             too_small or "the method that made the image is not known, so it cannot be run on reduced inputs"
@@ -320,7 +345,11 @@ def assess_pair(
         source, opened = place_on_frame(dataset, info, pair, control)
         interpolated = InterpolatedSource(scene)
         values = _beside_control(
-            "full_resolution", source, interpolated, controls, lambda c: full_resolution(scene, c, control)
+            "full_resolution",
+            source,
+            interpolated,
+            controls,
+            lambda c: full_resolution(scene, c, control, maps),
         )
         table.add("full_resolution", values)
         if reference is not None:
@@ -329,24 +358,30 @@ def assess_pair(
                 source,
                 interpolated,
                 controls,
-                lambda c: _with_true_reference(pair, reference, c, control),
+                lambda c: _with_true_reference(pair, reference, c, control, maps),
             )
             table.add("reference", values)
             if "per_band" not in table.content:
-                table.per_band(scene, values)
+                table.per_band(pair, values)
         if opened is not None:
             opened.close()
     return table.finish()
 
 
 def _with_true_reference(
-    pair: Pair, reference: str, candidates: Mapping[str, Source], control: Control
+    pair: Pair,
+    reference: str,
+    candidates: Mapping[str, Source],
+    control: Control,
+    maps: ErrorMaps | None = None,
 ) -> dict[str, dict[str, MetricValue]]:
     dataset, info = open_fused(reference)
     with dataset:
         info.role = "reference"
         source, opened = place_on_frame(dataset, info, pair, control)
-        values = compare_with_reference(candidates, source, pair.scene.ratio, pair.scene.device, control)
+        values = compare_with_reference(
+            candidates, source, pair.scene.ratio, pair.scene.device, control, maps=maps
+        )
         if opened is not None:
             opened.close()
     return values
@@ -432,8 +467,10 @@ def assess(
 def run_assess(job: AssessJob, control: Control) -> Result:
     """Run an assessment job; see `assess`."""
     started = time.monotonic()
-    for side_file in (job.report, job.metrics):
-        check_side_file(side_file)
+    check_side_files(job.report, job.metrics)
+    check_maps_folder(
+        job.maps, [job.fused, job.hs, job.guide, job.reference, job.report, *metrics_files(job.metrics)]
+    )
     if job.method is not None:
         method_info(job.method)
     device, device_note = choose_device(job.device)
@@ -458,9 +495,18 @@ def run_assess(job: AssessJob, control: Control) -> Result:
     ) as pair:
         control.step()
         method = job.method or known_method(tags)
-        sections = assess_pair(
-            pair, fused, control, method=method, parameters=job.parameters, reference=job.reference
-        )
+        maps = make_maps(job, pair)
+        with maps or nullcontext():
+            sections = assess_pair(
+                pair,
+                fused,
+                control,
+                method=method,
+                parameters=job.parameters,
+                reference=job.reference,
+                maps=maps,
+            )
+            control.finish()
         metrics: dict[str, Any] = {
             "method": method,
             "title": method_info(method).title if method else "unknown method",
@@ -483,7 +529,7 @@ def run_assess(job: AssessJob, control: Control) -> Result:
             **sections,
             "warnings": list(control.warnings),
         }
-    outputs = {"OUTPUT": fused} | write_side_files(metrics, job, fused, hs, guide, control)
+    outputs = {"OUTPUT": fused} | write_side_files(metrics, job, fused, hs, guide, control, maps)
     return Result(outputs, metrics, list(control.warnings))
 
 

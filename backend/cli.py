@@ -158,7 +158,10 @@ def _common(parser: argparse.ArgumentParser, files: bool = True, option: str = "
     parser.add_argument("--option", action="append", default=[], metavar=option, help="method's own option")
     if files:
         parser.add_argument("--report", metavar="R.html", help="write the quality report")
-        parser.add_argument("--metrics", metavar="M.json", help="write the indices")
+        parser.add_argument("--metrics", metavar="M.json", help="write the indices, and beside them M.csv")
+        parser.add_argument(
+            "--maps", metavar="FOLDER", help="write maps of the errors (SAM, RMSE, D_rho) as GeoTIFFs"
+        )
     parser.add_argument("--progress", choices=("bar", "json", "none"), default=None)
 
 
@@ -201,6 +204,7 @@ def job_of(args: argparse.Namespace) -> Job:
         "parameters": parse_options(args.option),
         "report": args.report,
         "metrics": args.metrics,
+        "maps": args.maps,
     }
     if args.command == "assess":
         return AssessJob(

@@ -49,7 +49,8 @@ class FuseJob:
         parameters: the method's own options.
         assess: compute quality indices.
         report: path of the HTML report; None for none.
-        metrics: path of the JSON with the indices; None for none.
+        metrics: path of the JSON with the indices; the same as a table goes beside it, as CSV. None for none.
+        maps: folder for error maps (GeoTIFFs of SAM, RMSE and D_rho), made when it is missing; None for none.
     """
 
     kind: ClassVar[str] = "fuse"
@@ -75,6 +76,7 @@ class FuseJob:
     assess: bool = True
     report: Optional[str] = None
     metrics: Optional[str] = None
+    maps: Optional[str] = None
 
 
 @dataclass
@@ -87,7 +89,7 @@ class AssessJob:
         guide: path of the panchromatic or multispectral raster that it was made from.
         reference: path of the true fine hyperspectral raster, if known.
         method: method id when known: the reduced-resolution protocol is then run as well.
-        device, memory_gb, seed, mtf_hs, mtf_guide, parameters, report, metrics: as in `FuseJob`.
+        device, memory_gb, seed, mtf_hs, mtf_guide, parameters, report, metrics, maps: as in `FuseJob`.
     """
 
     kind: ClassVar[str] = "assess"
@@ -105,6 +107,7 @@ class AssessJob:
     parameters: dict[str, Any] = field(default_factory=dict)
     report: Optional[str] = None
     metrics: Optional[str] = None
+    maps: Optional[str] = None
 
 
 @dataclass

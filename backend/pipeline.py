@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import platform
 import time
+from contextlib import nullcontext
 from importlib import metadata as package_metadata
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,8 @@ from .errors import ErrorCode, HyperSharpError
 from .estimate import BYTES, choose_tile
 from .io.raster import source_path
 from .io.writer import FusedWriter, check_output, default_nodata, partial_output
-from .job import COMPRESSIONS, DTYPES, FuseJob
+from .job import COMPRESSIONS, DTYPES, AssessJob, FuseJob
+from .maps import ErrorMaps, check_maps_folder
 from .methods.base import FusionMethod
 from .pair import Pair
 from .protocol import Result
@@ -75,8 +77,8 @@ def run_fuse(job: FuseJob, control: Control) -> Result:
     )
     hs, guide = source_path(job.hs), source_path(job.guide)
     check_output(job.output, [hs, guide], 0)
-    for side_file in (job.report, job.metrics):
-        check_side_file(side_file)
+    check_side_files(job.report, job.metrics)
+    check_maps_folder(job.maps, [hs, guide, job.output, job.report, *metrics_files(job.metrics)])
     control.stage("reading", 1)
     with Pair(
         hs,
@@ -96,7 +98,8 @@ def run_fuse(job: FuseJob, control: Control) -> Result:
         method: FusionMethod = load_method(job.method)(method_parameters(job))
         method.fit(pair.scene, control)
         control.step()
-        with partial_output(job.output) as part:
+        maps = make_maps(job, pair) if job.assess else None
+        with partial_output(job.output) as part, maps or nullcontext():
             write_fused(pair, method, job, part, dtype, control)
             seconds = time.monotonic() - started
             metrics = _metrics_head(job, pair, method, device, device_note, seconds)
@@ -104,12 +107,17 @@ def run_fuse(job: FuseJob, control: Control) -> Result:
                 from .assessment import assess_pair
 
                 metrics |= assess_pair(
-                    pair, str(part), control, method=job.method, parameters=method_parameters(job)
+                    pair,
+                    str(part),
+                    control,
+                    method=job.method,
+                    parameters=method_parameters(job),
+                    maps=maps,
                 )
             control.finish()
     outputs = {"OUTPUT": job.output}
     metrics["warnings"] = list(control.warnings)
-    outputs |= write_side_files(metrics, job, job.output, hs, guide, control)
+    outputs |= write_side_files(metrics, job, job.output, hs, guide, control, maps)
     return Result(outputs, metrics, list(control.warnings))
 
 
@@ -141,12 +149,45 @@ def check_job(job: FuseJob) -> None:
         raise HyperSharpError(
             f"a tile of {job.tile} pixels is too small", f"use {MIN_TILE} or more", ErrorCode.USAGE
         )
+    if job.maps and not job.assess:
+        raise HyperSharpError(
+            "error maps come from the assessment, which is switched off",
+            "leave --no-assess out, or --maps",
+            ErrorCode.USAGE,
+        )
     if (job.weights or job.adapt_steps) and not info.needs_weights:
         raise HyperSharpError(
             f"{job.method} has no weights",
             "leave weights and adaptation out, or choose a learned method",
             ErrorCode.USAGE,
         )
+
+
+def metrics_files(path: str | None) -> list[str | None]:
+    """Return the files that a job writes for its metrics file: JSON, and the same as a table beside it."""
+    return [path, str(Path(path).with_suffix(".csv"))] if path else []
+
+
+def check_side_files(report: str | None, metrics: str | None) -> None:
+    """Check that a job's report and metrics files can be written.
+
+    Raises:
+        HyperSharpError: a folder does not exist or cannot be written to, or the metrics file is named as its own
+            table.
+    """
+    if metrics and Path(metrics).suffix.lower() == ".csv":
+        raise HyperSharpError(
+            f"the metrics file holds JSON: {metrics}",
+            f"name it {Path(metrics).with_suffix('.json').name}; the same as CSV is written beside it",
+            ErrorCode.USAGE,
+        )
+    for path in (report, *metrics_files(metrics)):
+        check_side_file(path)
+
+
+def make_maps(job: FuseJob | AssessJob, pair: Pair) -> ErrorMaps | None:
+    """Return the collector of the error maps that a job's files or its report need; None for neither."""
+    return ErrorMaps(pair.grid, pair.hs, job.maps) if job.maps or job.report else None
 
 
 def check_side_file(path: str | None) -> None:
@@ -333,20 +374,29 @@ def _metrics_head(
 
 
 def write_side_files(
-    metrics: dict[str, Any], job: Any, fused: str, hs: str, guide: str, control: Control
+    metrics: dict[str, Any],
+    job: FuseJob | AssessJob,
+    fused: str,
+    hs: str,
+    guide: str,
+    control: Control,
+    maps: ErrorMaps | None = None,
 ) -> dict[str, str]:
-    """Write the report and metrics.json that a job asks for; return what was written."""
-    written: dict[str, str] = {}
+    """Write the report and the metrics files that a job asks for; return what was written, maps included."""
+    written: dict[str, str] = dict(maps.outputs) if maps is not None else {}
     if not (job.metrics or job.report):
         return written
-    from .report import build_report, write_metrics
+    from .report import build_report, write_csv, write_metrics
 
     if job.metrics:
+        _, table = metrics_files(job.metrics)
         write_metrics(metrics, job.metrics)
-        written["METRICS"] = job.metrics
+        write_csv(metrics, str(table))
+        written |= {"METRICS": job.metrics, "METRICS_CSV": str(table)}
     if job.report:
         control.stage("report", 1)
-        build_report(metrics, fused=fused, hs=hs, guide=guide, output=job.report)
+        pictures = maps.pictures() if maps is not None else []
+        build_report(metrics, fused=fused, hs=hs, guide=guide, output=job.report, maps=pictures)
         written["REPORT"] = job.report
         control.step()
     return written

@@ -13,7 +13,19 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ErrorCode, HyperSharpError
-from .indices import index_rows
+from .indices import INDICES, index_rows, number, per_band_protocol
+
+COLUMNS = [
+    "protocol",
+    "index",
+    "band",
+    "wavelength_nm",
+    "method",
+    "interpolation",
+    "better",
+    "variant",
+    "reason",
+]
 
 
 def write_text(text: str, path: str | os.PathLike[str]) -> None:
@@ -82,22 +94,42 @@ def write_metrics(metrics: dict[str, Any], path: str | os.PathLike[str]) -> None
 
 
 def write_csv(metrics: dict[str, Any], path: str | os.PathLike[str]) -> None:
-    """Write the table of indices as CSV: protocol, index, method, interpolation, better, variant, reason."""
+    """Write the indices as CSV, whole or not at all: a line an index, then a line an index and band.
+
+    The columns: protocol, index, band (from 1; empty for the whole image), wavelength_nm, method, interpolation,
+    better, variant, reason. What cannot be computed is empty.
+
+    Raises:
+        HyperSharpError: the place cannot be written to.
+    """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["protocol", "index", "method", "interpolation", "better", "variant", "reason"])
-    for row in index_rows(metrics):
+    writer.writerow(COLUMNS)
+    rows = {(row.protocol, row.key): row for row in index_rows(metrics)}
+    for row in rows.values():
         writer.writerow(
             [
-                row.protocol,
-                row.key,
-                _plain(row.fused),
-                _plain(row.control),
-                row.better,
-                row.variant,
-                row.reason,
+                *(row.protocol, row.key, "", "", _plain(row.fused), _plain(row.control)),
+                *(row.better, row.variant, row.reason),
             ]
         )
+    per_band = metrics.get("per_band") or {}
+    protocol = per_band_protocol(metrics)
+    control = per_band.get("interpolated") or {}
+    for key in (k for k in INDICES if per_band.get(k)):
+        row = rows.get((protocol, key))
+        values, beside = per_band[key], control.get(key) or []
+        bands, wavelengths = per_band.get("band") or [], per_band.get("wavelength_nm") or []
+        for i, value in enumerate(values):
+            writer.writerow(
+                [
+                    *(protocol, key, bands[i] if i < len(bands) else i + 1),
+                    _plain(number(wavelengths[i])) if i < len(wavelengths) else "",
+                    *(_plain(number(value)), _plain(number(beside[i])) if i < len(beside) else ""),
+                    *((row.better, row.variant) if row else ("", "")),
+                    "",
+                ]
+            )
     write_text(text.getvalue(), path)
 
 

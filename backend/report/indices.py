@@ -146,6 +146,12 @@ def _row(
     return IndexRow(protocol, key, text, fused, control, better, variant, reason, gain)
 
 
+def per_band_protocol(metrics: dict[str, Any]) -> str:
+    """Return the protocol that the curves over bands come from: the reduced resolution where there is one."""
+    reduced = (metrics.get("reduced_resolution") or {}).get("fused")
+    return "reduced_resolution" if reduced else "reference"
+
+
 def method_name(metrics: dict[str, Any]) -> str:
     """Return the method's title, its id, or "the fused image" when the method is not known."""
     return str(metrics.get("title") or metrics.get("method") or "the fused image")

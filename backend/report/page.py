@@ -5,28 +5,50 @@ from __future__ import annotations
 
 import datetime
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jinja2
 
 from ..errors import HyperSharpError
+from ..maps import MapPicture
 from .files import write_text
-from .indices import EXPLAINED, PROTOCOLS, index_rows, method_name, number, short_name, show, with_below
+from .indices import (
+    EXPLAINED,
+    PROTOCOLS,
+    index_rows,
+    method_name,
+    number,
+    per_band_protocol,
+    short_name,
+    show,
+    with_below,
+)
 from .pictures import Views, load_views
 from .plots import (
     DARK,
     LIGHT,
     data_uri,
     location_plot,
+    map_png,
     per_band_plot,
     picture_png,
     quicklook_png,
+    ramp_png,
     spectra_plot,
 )
 from .verdict import EXPLANATION, judge
 
 HERE = Path(__file__).parent
+MAP_TEXTS = {
+    "SAM": "Angle between the reduced image's fused spectrum and the HS image's own, HS pixel by HS pixel.",
+    "RMSE": "Error of the same comparison over all bands, in the HS image's units.",
+    "D_rho": "Lack of correlation with the guide in a window of one HS pixel around each fine pixel: missing detail.",
+    "SAM_reference": "Angle between fused and true spectrum, pixel by pixel.",
+    "RMSE_reference": "Error over all bands against the true image, in the HS image's units.",
+}
+"""What each map shows, by `maps.KINDS`."""
 PICTURES = (("hs", "HS image, interpolated"), ("guide", "Guide"), ("fused", "Fused"))
 CITE_HYPERSHARP = "HyperSharp {version}: hyperspectral fusion for QGIS and Python (GPL-2.0-or-later)"
 
@@ -40,6 +62,7 @@ def build_report(
     output: str | os.PathLike[str],
     title: str | None = None,
     notes: dict[str, Any] | None = None,
+    maps: Sequence[MapPicture] = (),
 ) -> None:
     """Write the quality report.
 
@@ -53,6 +76,7 @@ def build_report(
         output: the HTML file to write; an existing one is replaced when the new one is whole.
         title: heading; None for one made from the method and the inputs.
         notes: more lines for "What was done to the inputs".
+        maps: where the errors are.
 
     Raises:
         HyperSharpError: the file cannot be written. Rasters that cannot be read only cost the pictures.
@@ -66,7 +90,7 @@ def build_report(
     names = {"fused": Path(fused).name, "hs": Path(hs).name, "guide": Path(guide).name}
     if title is None:
         title = f"{short_name(metrics)}: {pair_name(hs, guide)}"
-    write_text(render(metrics, views, names, title=title, notes=notes, missing=missing), output)
+    write_text(render(metrics, views, names, title=title, notes=notes, missing=missing, maps=maps), output)
 
 
 def render(
@@ -77,6 +101,7 @@ def render(
     title: str | None = None,
     notes: dict[str, Any] | None = None,
     missing: str = "",
+    maps: Sequence[MapPicture] = (),
 ) -> str:
     """Return the page as HTML text; arguments as in `build_report`, with the rasters already read."""
     environment = jinja2.Environment(
@@ -104,6 +129,8 @@ def render(
         "cite": _cite(metrics),
         "pictures": _pictures(views) if views else [],
         "plots": _plots(metrics, views, name),
+        "maps": [_map(picture) for picture in maps if picture.mean is not None],
+        "ramp": data_uri(ramp_png()) if maps else "",
     }
     return environment.get_template("report.html").render(page)
 
@@ -160,6 +187,25 @@ def _plots(metrics: dict[str, Any], views: Views | None, name: str) -> dict[str,
     return plots
 
 
+def _map(picture: MapPicture) -> dict[str, Any]:
+    """Return a map for the page: the picture, the labels of its colours, and what it says."""
+    kind, key = picture.kind, picture.kind.key.partition("_ref")[0]
+    rows, cols = picture.values.shape
+    return {
+        "title": kind.title,
+        "uri": data_uri(map_png(picture.values, picture.top)),
+        # The page is 880 px wide or more, a column of three 300: a tall map gets no more height than width.
+        "width": round(300 * min(1.0, cols / rows)),
+        "scale": [show(key, picture.top * share) for share in (0, 0.5, 1)],
+        "unit": picture.unit,
+        "mean": show(key, picture.mean),
+        "about": MAP_TEXTS[kind.key],
+        "shrunk": f"Each point is the mean of {picture.factor} × {picture.factor} pixels."
+        if picture.factor > 1
+        else "",
+    }
+
+
 def _tables(metrics: dict[str, Any]) -> list[dict[str, Any]]:
     """Return the tables of indices, one a protocol, with the reasons of what is missing."""
     tables = []
@@ -208,8 +254,8 @@ def _absent(metrics: dict[str, Any], protocol: str) -> str:
 
 
 def _per_band_of(metrics: dict[str, Any]) -> str:
-    """Return which comparison the curves come from: the reduced-resolution one where there is one."""
-    reduced = (metrics.get("reduced_resolution") or {}).get("fused")
+    """Return which comparison the curves come from, in words."""
+    reduced = per_band_protocol(metrics) == "reduced_resolution"
     return "reduced-resolution protocol" if reduced else "comparison with the true image"
 
 

@@ -12,9 +12,12 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.image import imsave
+from PIL import Image  # matplotlib needs it itself
 
+from ..maps import COLOURS
 from .pictures import Spot, Views, enlarge
 
 Array = np.ndarray
@@ -36,6 +39,13 @@ class Theme:
 LIGHT = Theme("#ffffff", "#24292f", "#57606a", "#d8dee4", "#0072b2", "#d55e00", "#e69f00")
 DARK = Theme("#161b22", "#e6edf3", "#9aa4af", "#30363d", "#56b4e9", "#f0a35e", "#e69f00")
 DPI = 144
+NO_VALUE = 255
+"""Palette index of map pixels without a value."""
+NO_VALUE_GREY = np.array([[160, 160, 160]])
+MAP_COLOURS = np.rint(
+    LinearSegmentedColormap.from_list("map", COLOURS)(np.linspace(0, 1, NO_VALUE))[:, :3] * 255
+)
+"""The style of the GeoTIFFs (`maps.COLOURS`) in 255 steps, `[255, 3]`."""
 SPOT_MARKS = {"bright": "A", "dark": "B", "vegetation": "C", "edge": "D"}
 
 
@@ -48,6 +58,30 @@ def picture_png(image: Array) -> bytes:
     """Return uint8 `[rows, cols, 3]` as PNG, small pictures enlarged."""
     buffer = io.BytesIO()
     imsave(buffer, enlarge(image), format="png", metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def map_png(values: Array, top: float) -> bytes:
+    """Return a map `[rows, cols]` as a PNG of 256 colours: 0 to `top` along the colours, no value in grey.
+
+    Small maps are enlarged.
+    """
+    with np.errstate(invalid="ignore"):
+        levels = np.rint(np.clip(values / top, 0, 1) * (NO_VALUE - 1))
+    return _palette_png(enlarge(np.where(np.isfinite(values), levels, NO_VALUE).astype(np.uint8)))
+
+
+def ramp_png() -> bytes:
+    """Return the maps' colours from left to right, for the bar below them."""
+    return _palette_png(np.arange(NO_VALUE, dtype=np.uint8)[None].repeat(8, axis=0))
+
+
+def _palette_png(indices: Array) -> bytes:
+    """Return `[rows, cols]` uint8 as PNG with the maps' palette: a third of the size of true colour."""
+    image = Image.fromarray(indices)
+    image.putpalette((np.vstack([MAP_COLOURS, NO_VALUE_GREY])).astype(np.uint8).tobytes())
+    buffer = io.BytesIO()
+    image.save(buffer, format="png", optimize=True)
     return buffer.getvalue()
 
 
