@@ -16,23 +16,27 @@ from torch import Tensor
 from torch.nn import functional
 
 from ..control import Control
-from ..degradation import degrade, interpolate
+from ..degradation import Range, degrade, interpolate
+from ..io.source import Source
 from ..scene import MomentAccumulator, Scene
 from .injection import ridge_solve
 
 FORM = "subspace-1"
 """Name of this contract in config.json; weights of another one are refused."""
 COARSE_PLANES = 7
-FINE_PLANES = 13
-OUTPUTS = 5
+FINE_PLANES = 14
+OUTPUTS = 6
 """What a network returns: weights of the planes `READ` and a free term."""
-READ = (1, 3, 4, 5)
-"""Fine planes whose weighted sum is part of a correction: the closed form's detail, that less a linear and less a
-multiplicative injection of the guide's, and a sharpening."""
+READ = (1, 3, 4, 5, 6)
+"""Fine planes whose weighted sum is part of a correction: the closed form's detail, that less a linear, less a
+non-linear and less a multiplicative injection of the guide's, and a sharpening."""
 CONTRAST_FLOOR = 0.1
 """The guide's local brightness counts as at least this share of its mean, so that its contrast stays finite."""
 LEAST_UNIT = 0.03
 """Where the guide explains a component's detail, corrections are small: to this share of the detail."""
+DARKEST, BRIGHTEST = 0.05, 20.0
+"""Range of a guide band over its mean within which its logarithm is taken."""
+NONLINEAR_RIDGE = 1e-3
 FREE = 0.5
 """Size of the free term, relative to the detail to expect."""
 LIMIT = 8.0
@@ -76,6 +80,7 @@ class ComponentStatistics:
         explained: share of that detail that a linear regression on the guide's explains, 0 to 1.
         roughness: share of the scale that looks like white noise, 0 to 1 (second differences).
         predictor: `[K, guide bands]`, regression of the coefficients on the degraded guide.
+        nonlinear: `[K, 2 guide bands]`, regression of their detail on that of the expanded guide.
         origin: coefficients of an image that is 0 everywhere.
         guide_mean: `[guide bands]`.
         guide_axis: `[guide bands]`, the guide's first principal axis, scaled to unit variance, of the sign that
@@ -88,10 +93,39 @@ class ComponentStatistics:
     explained: Tensor
     roughness: Tensor
     predictor: Tensor
+    nonlinear: Tensor
     origin: Tensor
     guide_mean: Tensor
     guide_axis: Tensor
     sign: Tensor
+
+
+def expanded(guide: Tensor, mean: Tensor) -> Tensor:
+    """Return the guide's bands and their logarithms, `[2 guide bands, rows, cols]`; 0 for a band of no brightness.
+
+    Materials lie on curves, not planes, in the space of the guide's bands; regressing on logarithms as well, whose
+    differences are band ratios, follows them.
+
+    Args:
+        guide: `[guide bands, rows, cols]`.
+        mean: `[guide bands]`, their means over the scene.
+    """
+    column = mean.to(guide)[:, None, None]
+    relative = (guide / column.clamp_min(1e-30)).clamp(DARKEST, BRIGHTEST).log()
+    return torch.cat([guide, torch.where(column > 0, relative, torch.zeros_like(relative))])
+
+
+class ExpandedSource(Source):
+    """A guide with its logarithms beside it; see `expanded`."""
+
+    def __init__(self, guide: Source, mean: Tensor) -> None:
+        self._guide, self._mean = guide, mean
+        self.bands, self.rows, self.cols = 2 * guide.bands, guide.rows, guide.cols
+
+    def read(self, rows: Range, cols: Range) -> tuple[Tensor, Tensor]:
+        """Read a window; see `Source.read`."""
+        values, mask = self._guide.read(rows, cols)
+        return expanded(values, self._mean), mask
 
 
 def component_statistics(scene: Scene, subspace: Subspace, control: Control) -> ComponentStatistics:
@@ -101,10 +135,14 @@ def component_statistics(scene: Scene, subspace: Subspace, control: Control) -> 
         ValueError: no coarse pixel is valid.
     """
     ratio, gain = scene.ratio, scene.mtf_hs
-    k = len(subspace.projector)
+    k, m = len(subspace.projector), scene.guide.bands
+    guide_mean = scene.statistics(gain, control).guide_mean.float()
+    wide = Scene(
+        scene.hs, ExpandedSource(scene.guide, guide_mean), ratio, gain, scene.mtf_guide, device=scene.device
+    )
     values, details = MomentAccumulator(), MomentAccumulator()
     rough, count = torch.zeros(k, dtype=torch.float64), 0
-    for tile in scene.coarse_tiles(gain, control=control):
+    for tile in wide.coarse_tiles(gain, control=control):
         joint = torch.cat([subspace.coefficients(tile.hs), tile.guide])
         joint = torch.where(tile.mask, joint, torch.zeros((), device=joint.device))
         values.update(joint[:, tile.mask])
@@ -125,24 +163,26 @@ def component_statistics(scene: Scene, subspace: Subspace, control: Control) -> 
     else:  # too small to look one step down: half of the scale is a usual share
         fine = 0.25 * covariance
     detail = torch.maximum(fine.diagonal()[:k].clamp_min(0).sqrt(), 0.02 * scale)
-    gains = ridge_solve(fine[k:, k:], fine[k:, :k], 1e-4).T
-    explained = ((gains * fine[:k, k:]).sum(dim=1) / detail.square()).clamp(0, 1)
+    end = k + m
+    gains = ridge_solve(fine[k:end, k:end], fine[k:end, :k], 1e-4).T
+    explained = ((gains * fine[:k, k:end]).sum(dim=1) / detail.square()).clamp(0, 1)
     # Adjusted for the number of guide bands: with few pixels, anything is explained.
-    guides, seen = len(covariance) - k, max(1, details.count)
-    explained = 1 - (1 - explained) * seen / max(1, seen - guides - 1)
-    eigenvalues, vectors = torch.linalg.eigh(covariance[k:, k:])
+    seen = max(1, details.count)
+    explained = 1 - (1 - explained) * seen / max(1, seen - m - 1)
+    eigenvalues, vectors = torch.linalg.eigh(covariance[k:end, k:end])
     axis = vectors[:, -1] / eigenvalues[-1].clamp_min(1e-30).sqrt()
     axis = -axis if float(axis.sum()) < 0 else axis
     # A basis vector's sign is arbitrary; a network would have to learn that, so it is fixed here.
-    sign = torch.where(covariance[:k, k:] @ axis < 0, -1.0, 1.0)
+    sign = torch.where(covariance[:k, k:end] @ axis < 0, -1.0, 1.0)
     return ComponentStatistics(
         scale.float(),
         detail.float(),
         explained.clamp(0, 1).float(),
         (rough / max(1, count) / ROUGHNESS_OF_NOISE / scale).clamp(0, 1).float(),
-        ridge_solve(covariance[k:, k:], covariance[k:, :k], 1e-4).T.float(),
+        ridge_solve(covariance[k:end, k:end], covariance[k:end, :k], 1e-4).T.float(),
+        ridge_solve(fine[k:, k:], fine[k:, :k], NONLINEAR_RIDGE).T.float(),
         -(subspace.projector @ subspace.mean).float().cpu(),
-        mean[k:].float(),
+        mean[k:end].float(),
         axis.float(),
         sign.float(),
     )
@@ -233,6 +273,12 @@ def make_planes(
     centred = guide - statistics.guide_mean.to(guide)[:, None, None]
     predicted = torch.einsum("km,myx->kyx", statistics.predictor[:k].to(guide), centred) * signs
     axis = torch.einsum("m,myx->yx", statistics.guide_axis.to(guide), centred)[None]
+    curved = torch.einsum(
+        "km,myx->kyx",
+        statistics.nonlinear[:k].to(guide),
+        expanded(guide, statistics.guide_mean),
+    )
+    curved = (curved - low(curved, ratio, gain)) * signs / detail
     seen, predicted_low = degrade(estimate, ratio, gain)[0], degrade(predicted, ratio, gain)[0]
     axis_low = degrade(axis, ratio, gain)[0]
     own = (estimate - interpolate(seen, ratio)) / detail
@@ -258,6 +304,7 @@ def make_planes(
             own,
             linear,
             (own - linear) / remains,
+            (own - curved) / remains,
             (own - modulated / detail) / remains,
             sharpening(estimate) / detail,
             edges * 2,

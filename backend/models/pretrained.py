@@ -75,6 +75,7 @@ class PretrainedModel(nn.Module):
         tensors = {k: v.detach().to("cpu", dtype).contiguous() for k, v in self.state_dict().items()}
         part = folder / (WEIGHTS_NAME + ".part")
         save_file(tensors, part)
+        part.chmod(0o644)  # safetensors writes for its owner alone; weights are shared
         part.replace(folder / WEIGHTS_NAME)
         content = {
             "format": FORMAT,

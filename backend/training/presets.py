@@ -59,5 +59,5 @@ PRESETS: dict[str, Preset] = {
 def build(config: MBFNConfig | HyFusionConfig) -> PretrainedModel:
     """Return a network that begins as a correction of (almost) nothing."""
     model = MBFN(config) if isinstance(config, MBFNConfig) else HyFusion(config)
-    nn.init.normal_(model.last.weight, std=0.003)
+    nn.init.normal_(model.last.weight, std=0.01)
     return model

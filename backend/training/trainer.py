@@ -53,7 +53,7 @@ class TrainSettings:
     steps: int = 4000
     examples: int = 1
     side: int = 48
-    learning_rate: float = 2e-3
+    learning_rate: float = 4e-3
     average: float = 0.998
     seed: int = 1029
     validate_every: int = 250
