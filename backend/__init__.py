@@ -17,5 +17,6 @@ __all__ = ["assess", "fuse", "simulate"]
 
 def __getattr__(name: str) -> Any:
     if name in _LAZY:
+        importlib.import_module(".threads", __name__).wait_politely()
         return getattr(importlib.import_module(_LAZY[name], __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -27,6 +27,7 @@ from .job import (
     TrainJob,
 )
 from .registry import METHODS, why_unavailable
+from .threads import wait_politely
 
 
 class _Parser(argparse.ArgumentParser):
@@ -339,6 +340,7 @@ class _Interrupt:
 
 def run(args: argparse.Namespace) -> int:
     """Run a parsed command; return the exit code."""
+    wait_politely()
     if args.command == "worker":
         from .worker import main as worker_main
 

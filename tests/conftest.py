@@ -11,6 +11,7 @@ _spec = importlib.util.spec_from_file_location("_hypersharp_bootstrap", ROOT / "
 _bootstrap = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(_bootstrap)
 _bootstrap.load_package(ROOT)
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as the command line does, before torch is imported
 
 
 @pytest.fixture(scope="session")

@@ -115,3 +115,20 @@ def test_ctrl_c_cancels_with_exit_code_3(pair_files, tmp_path, root):
     assert process.returncode == 3 and "cancelled" in err and "Traceback" not in err
     assert time.monotonic() - started < 30
     assert sorted(os.listdir(tmp_path)) == before
+
+
+def test_threads_wait_politely_before_torch_is_there():
+    """Without it a busy machine takes eight times as long; what the user has set stays."""
+    code = "import os, sys; {}; assert 'torch' in sys.modules; print(os.environ['OMP_WAIT_POLICY'])"
+    ways = (
+        "from hypersharp.backend import fuse",
+        "from hypersharp.backend import cli; cli.main(['doctor', '--json'])",
+    )
+    plain = {k: v for k, v in os.environ.items() if k != "OMP_WAIT_POLICY"}
+    for way in ways:
+        for given, expected in ((None, "passive"), ("active", "active")):
+            env = plain | ({"OMP_WAIT_POLICY": given} if given else {})
+            done = subprocess.run(
+                [sys.executable, "-c", code.format(way)], env=env, capture_output=True, text=True
+            )
+            assert done.stdout.strip().splitlines()[-1] == expected, done.stderr

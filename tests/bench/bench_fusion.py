@@ -58,6 +58,9 @@ def make_pair(folder: Path, bands: int, side: int, ratio: int, dtype: str) -> tu
 
 def run_method(method: str, hs: str, guide: str, output: str, compress: str) -> dict[str, float]:
     """Fuse once in this process; return seconds after the imports and the peak resident size in MB."""
+    from hypersharp.backend.threads import wait_politely
+
+    wait_politely()
     from hypersharp.backend.job import FuseJob
     from hypersharp.backend.pipeline import run_fuse
     from hypersharp.backend.registry import load_method
