@@ -233,6 +233,8 @@ def compare_pair(
         seed=job.seed,
         control=own,
     ) as pair:
+        scene = pair.scene
+        reduced_pixels = scene.hs.rows // scene.ratio, scene.hs.cols // scene.ratio
         methods = [m for m in methods if _fits(m, pair, job, own)]
         for index, method in enumerate(methods):
             control.check()
@@ -246,7 +248,7 @@ def compare_pair(
             first_error["hint"],
             ErrorCode(first_error["code"]),
         )
-    table = comparison_table.build(rows, ranking.rank(_scored(rows)))
+    table = comparison_table.build(rows, ranking.rank(_scored(rows)), reduced_pixels)
     table["pair"] = {"hs": str(hs), "guide": str(guide), "reference": reference, "extent": job.extent}
     table["settings"] = {
         "device": device.type,

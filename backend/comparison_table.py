@@ -17,21 +17,28 @@ CONTROL = "interpolation"
 INTERPOLATION = "bicubic"
 SECTIONS = ("reference", "reduced_resolution", "full_resolution")
 SHOWN = {
-    "reference": ("PSNR", "SAM", "ERGAS", "Q2n", "SSIM"),
-    "reduced_resolution": ("PSNR", "SAM", "ERGAS", "Q2n", "SSIM"),
-    "full_resolution": ("D_lambda_K", "D_rho", "HQNR", "RQNR"),
+    "reference": ("PSNR", "SAM", "ERGAS", "Q2n"),
+    "reduced_resolution": ("PSNR", "SAM", "ERGAS", "Q2n"),
+    "full_resolution": ("D_lambda_K", "HQNR"),
 }
-"""Indices of each section in short tables; compare.json and compare.csv hold all of them."""
+"""Indices of each section in the terminal's table; compare.json and compare.csv hold all of them."""
+FEW_PIXELS = 8
+"""With fewer reduced HS pixels along a side, Wald's protocol gives a hint and no more."""
 FASTER = 1.5
-"""A method as good as the first is only worth a word when it is this much faster."""
+"""That a method as good as the first is faster is only worth a word from this factor on."""
+NAMED = 3
+"""So many methods as good as the first are named."""
 
 
-def build(rows: Mapping[str, Mapping[str, Any]], ranked: Ranking) -> dict[str, Any]:
+def build(
+    rows: Mapping[str, Mapping[str, Any]], ranked: Ranking, reduced_pixels: tuple[int, int] | None = None
+) -> dict[str, Any]:
     """Return the content of compare.json.
 
     Args:
         rows: by method: "metrics" (content of metrics.json, or None), "error", "reused", "fused" (relative path).
         ranked: the ranking of those that have metrics.
+        reduced_pixels: rows and columns of the HS image at reduced resolution.
 
     Returns:
         {"kind", "methods": [row, ...] best first, "ranking": {...}, "recommendation": {...}}.
@@ -46,6 +53,7 @@ def build(rows: Mapping[str, Mapping[str, Any]], ranked: Ranking) -> dict[str, A
     table = {
         "kind": "compare",
         "methods": methods,
+        "reduced_pixels": reduced_pixels,
         "ranking": {
             "basis": ranked.basis,
             "indices": list(ranked.names),
@@ -119,7 +127,8 @@ def recommend(table: Mapping[str, Any]) -> dict[str, Any]:
         }
     count = len(ranked)
     text = f"Use {short(best)}: {_reason(table, best)}, the best of {count}"
-    return {"method": best["method"], "title": short(best), "text": f"{text}{_alternative(fused, best)}."}
+    text += _alternative(fused, best) + _caution(table)
+    return {"method": best["method"], "title": short(best), "text": f"{text}."}
 
 
 def _reason(table: Mapping[str, Any], best: Mapping[str, Any]) -> str:
@@ -152,20 +161,32 @@ def _value(key: str, value: float) -> str:
 
 
 def _alternative(fused: list[dict[str, Any]], best: Mapping[str, Any]) -> str:
-    """Return a clause on a faster method that is as good, where there is one."""
-    near = [
-        row
-        for row in fused
-        if row is not best
-        and best["score"] - row["score"] < ranking.SAME
-        and row["seconds"]
-        and best["seconds"]
-        and best["seconds"] > FASTER * row["seconds"]
-    ]
+    """Return a clause on the methods that are as good, and on the fastest of them where that saves much."""
+    near = [r for r in fused if r is not best and best["score"] - r["score"] < ranking.SAME]
     if not near:
         return ""
-    other = min(near, key=lambda row: row["seconds"])
-    return f"; {short(other)} is as good to 1 % and {best['seconds'] / other['seconds']:.1f} times faster"
+    names = [short(row) for row in near]
+    if len(names) > NAMED:
+        names = [*names[: NAMED - 1], f"{len(names) - NAMED + 1} more"]
+    text = f"; {_listed(names)} {'is' if len(near) == 1 else 'are'} as good to 1 %"
+    timed = [r for r in near if r["seconds"]]
+    other = min(timed, key=lambda row: row["seconds"], default=None)
+    if other is None or not best["seconds"] or best["seconds"] < FASTER * other["seconds"]:
+        return text
+    which = "" if len(near) == 1 else f"{short(other)} "
+    return f"{text} and {which}{best['seconds'] / other['seconds']:.1f} times faster"
+
+
+def _listed(names: list[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def _caution(table: Mapping[str, Any]) -> str:
+    """Return a clause that takes a recommendation back which rests on a handful of pixels."""
+    pixels = table.get("reduced_pixels")
+    if table["ranking"]["basis"] != "reduced_resolution" or not pixels or min(pixels) >= FEW_PIXELS:
+        return ""
+    return f"; only a hint, since {pixels[1]} × {pixels[0]} pixels are left at reduced resolution"
 
 
 def short(row: Mapping[str, Any]) -> str:
@@ -195,17 +216,25 @@ def terminal_text(table: Mapping[str, Any]) -> str:
     from .report.indices import plain, show
 
     sections = [s for s in SECTIONS if any(row.get(s) for row in table["methods"])]
-    columns = [(s, key) for s in sections for key in SHOWN[s]]
-    marks = {"reference": "true", "reduced_resolution": "red.", "full_resolution": "full"}
+    columns = [(s, key, max(8, len(key))) for s in sections for key in SHOWN[s]]
+    titles = {
+        "reference": "true image",
+        "reduced_resolution": "reduced resolution",
+        "full_resolution": "full resolution",
+    }
     width = max([6, *(len(row["method"]) for row in table["methods"])])
-    heads = [f"{key} {marks[s]}" for s, key in columns]
-    line = f"{'rank':>4}  {'method':<{width}}  {'factor':>6}" + "".join(f"  {head:>11}" for head in heads)
-    lines = [line + f"  {'seconds':>7}", "-" * (len(line) + 9)]
+    start = f"{'rank':>4}  {'method':<{width}}  {'factor':>6}"
+    groups = " " * len(start)
+    for section in sections:
+        room = sum(w + 2 for s, _, w in columns if s == section)
+        groups += "  " + titles[section][: room - 2].center(room - 2, "-")
+    line = start + "".join(f"  {key:>{w}}" for _, key, w in columns) + f"  {'seconds':>7}"
+    lines = [groups, line, "-" * len(line)]
     for row in table["methods"]:
         if row["error"]:
             lines.append(f"{'-':>4}  {row['method']:<{width}}  failed: {row['error']['message']}")
             continue
-        values = "".join(f"  {show(key, (row.get(s) or {}).get(key)):>11}" for s, key in columns)
+        values = "".join(f"  {show(key, (row.get(s) or {}).get(key)):>{w}}" for s, key, w in columns)
         factor = "-" if row["factor"] is None else f"{row['factor']:.2f}"
         seconds = "" if row["seconds"] is None else f"{row['seconds']:.1f}"
         lines.append(f"{row['rank'] or '-':>4}  {row['method']:<{width}}  {factor:>6}{values}  {seconds:>7}")

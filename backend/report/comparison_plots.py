@@ -53,7 +53,7 @@ def curves_plot(
         return None
     with matplotlib.rc_context({"font.family": "DejaVu Sans"}):
         figure = _figure(11.0, 3.9, theme)
-        figure.subplots_adjust(left=0.052, right=0.992, top=0.93, bottom=0.3, wspace=0.24)
+        figure.subplots_adjust(left=0.052, right=0.992, top=0.93, bottom=0.27, wspace=0.24)
         shaded = False
         for index, (key, label) in enumerate(panels):
             axes = figure.add_subplot(1, len(panels), index + 1)
@@ -76,7 +76,7 @@ def _has(curves: Curves, key: str) -> bool:
 
 def _method_line(axes: Axes, place: int, x: Any, y: Any, name: str, theme: Theme) -> None:
     if place >= HIGHLIGHTED:
-        axes.plot(x, y, "-", color=theme.grid, linewidth=0.9, label="the other methods", zorder=1)
+        axes.plot(x, y, "-", color=theme.soft, alpha=0.35, linewidth=0.8, label="the other methods", zorder=1)
         return
     colour = COLOURS[theme is LIGHT][place]
     axes.plot(x, y, linestyle=STYLES[place], color=colour, linewidth=1.7 if place == 0 else 1.2, label=name)
@@ -126,7 +126,7 @@ def spectra_plot(
         return None
     with matplotlib.rc_context({"font.family": "DejaVu Sans"}):
         figure = _figure(11.0, 3.9, theme)
-        figure.subplots_adjust(left=0.052, right=0.992, top=0.93, bottom=0.3, wspace=0.24)
+        figure.subplots_adjust(left=0.052, right=0.992, top=0.93, bottom=0.27, wspace=0.24)
         shaded = False
         for index, entry in enumerate(spots):
             axes = figure.add_subplot(1, len(spots), index + 1)
@@ -148,7 +148,10 @@ def spectra_plot(
 
 
 def cost_plot(rows: Sequence[Mapping[str, Any]], names: Sequence[str], theme: Theme) -> bytes | None:
-    """Return error reduction over fusing time, one dot a method; None with fewer than two methods to show."""
+    """Return error reduction over fusing time, one dot a method; None with fewer than two methods to show.
+
+    Named are the methods that no other beats in both.
+    """
     shown = [(n, r) for n, r in zip(names, rows) if r.get("factor") and r.get("seconds")]
     if len(shown) < 2:
         return None
@@ -160,14 +163,9 @@ def cost_plot(rows: Sequence[Mapping[str, Any]], names: Sequence[str], theme: Th
         for place, (name, row) in enumerate(shown):
             colour = COLOURS[theme is LIGHT][place] if place < HIGHLIGHTED else theme.soft
             axes.plot(row["seconds"], row["factor"], "o", color=colour, markersize=6)
-            axes.annotate(
-                name,
-                (row["seconds"], row["factor"]),
-                (5, 3),
-                textcoords="offset points",
-                fontsize=7,
-                color=theme.ink,
-            )
+            if not any(_beats(other, row) for _, other in shown):
+                at = (row["seconds"], row["factor"])
+                axes.annotate(name, at, (6, 4), textcoords="offset points", fontsize=8, color=theme.ink)
         seconds = [row["seconds"] for _, row in shown]
         if max(seconds) > 4 * min(seconds):
             axes.set_xscale("log")
@@ -177,3 +175,9 @@ def cost_plot(rows: Sequence[Mapping[str, Any]], names: Sequence[str], theme: Th
         title = "Errors how many times smaller than interpolation's (dashed: interpolation)"
         _dress(axes, theme, title, "seconds to fuse", "times smaller")
         return _png(figure)
+
+
+def _beats(one: Mapping[str, Any], two: Mapping[str, Any]) -> bool:
+    """Return whether a method is at least as good and as fast as another, and better in one of them."""
+    good, fast = one["factor"] - two["factor"], two["seconds"] - one["seconds"]
+    return good >= 0 and fast >= 0 and (good > 0 or fast > 0)

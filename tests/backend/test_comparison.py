@@ -265,26 +265,44 @@ def test_a_guide_that_does_not_belong_is_not_recommended(pair, make_raster, tmp_
     assert all(r["factor"] < 1.012 for r in table["methods"] if r["method"] != "bicubic")
 
 
-def test_a_faster_equal_is_named():
-    table = {
-        "methods": [
-            {
-                "method": "gsa",
-                "title": "GSA (x)",
-                "score": 0.5,
-                "factor": 1.65,
-                "seconds": 10.0,
-                "reference": None,
-            },
-            {"method": "sfim", "title": "SFIM", "score": 0.495, "factor": 1.64, "seconds": 2.0},
-            {"method": "pca", "title": "PCA", "score": 0.4, "factor": 1.49, "seconds": 1.0},
-        ],
-        "ranking": {"basis": "reference"},
-    }
-    text = comparison_table.recommend(table)["text"]
-    assert text.startswith("Use GSA: ")
-    assert text.endswith("; SFIM is as good to 1 % and 5.0 times faster.")
+def some_table(**more):
+    rows = [
+        ("gsa", "GSA (x)", 0.5, 10.0),
+        ("sfim", "SFIM", 0.495, 2.0),
+        ("gs", "GS", 0.494, 9.0),
+        ("bt-h", "BT-H", 0.493, 9.0),
+        ("awlp", "AWLP", 0.492, 9.0),
+        ("pca", "PCA", 0.4, 1.0),
+    ]
+    methods = [
+        {"method": m, "title": t, "score": s, "factor": np.exp(s), "seconds": seconds}
+        for m, t, s, seconds in rows
+    ]
+    return {"methods": methods, "ranking": {"basis": "reduced_resolution"}, **more}
+
+
+def test_equals_are_named_and_the_fastest_of_them():
+    text = comparison_table.recommend(some_table())["text"]
+    assert text.startswith("Use GSA: its errors are 1.65 times smaller")
+    assert text.endswith("; SFIM, GS and 2 more are as good to 1 % and SFIM 5.0 times faster.")
     assert text.count(". ") == 0  # one sentence
+    alone = some_table()
+    alone["methods"] = [alone["methods"][i] for i in (0, 1, 5)]
+    assert comparison_table.recommend(alone)["text"].endswith(
+        "; SFIM is as good to 1 % and 5.0 times faster."
+    )
+    alone["methods"][1]["seconds"] = 9.0
+    assert comparison_table.recommend(alone)["text"].endswith("; SFIM is as good to 1 %.")
+
+
+def test_a_handful_of_pixels_is_a_hint():
+    assert (
+        "only a hint, since 5 × 7 pixels"
+        in comparison_table.recommend(some_table(reduced_pixels=(7, 5)))["text"]
+    )
+    assert "hint" not in comparison_table.recommend(some_table(reduced_pixels=(8, 8)))["text"]
+    by_truth = some_table(reduced_pixels=(4, 4)) | {"ranking": {"basis": "reference"}}
+    assert "hint" not in comparison_table.recommend(by_truth)["text"]
 
 
 def test_methods_that_belong_to_all(tmp_path, monkeypatch):
