@@ -66,7 +66,7 @@ def make_job(
         options["extent_crs"] = crs_text(extent.crs())
     if isinstance(extent, QgsRectangle):
         options["extent"] = (extent.xMinimum(), extent.yMinimum(), extent.xMaximum(), extent.yMaximum())
-    for name in ("report", "metrics"):
+    for name in ("report", "metrics", "maps"):
         if options.get(name):
             options[name] = os.path.abspath(os.fspath(options[name]))
     if output is None:

@@ -12,7 +12,7 @@ from typing import Any
 import jinja2
 
 from ..errors import HyperSharpError
-from ..maps import MapPicture
+from ..maps import DATA_UNITS, MapPicture
 from .files import write_text
 from .indices import (
     EXPLAINED,
@@ -196,14 +196,17 @@ def _map(picture: MapPicture) -> dict[str, Any]:
         "uri": data_uri(map_png(picture.values, picture.top)),
         # The page is 880 px wide or more, a column of three 300: a tall map gets no more height than width.
         "width": round(300 * min(1.0, cols / rows)),
-        "scale": [show(key, picture.top * share) for share in (0, 0.5, 1)],
-        "unit": picture.unit,
-        "mean": show(key, picture.mean),
+        "scale": [_with_unit(f"{picture.top * share:.3g}", picture.unit) for share in (0, 0.5, 1)],
+        "mean": _with_unit(show(key, picture.mean), picture.unit),
         "about": MAP_TEXTS[kind.key],
         "shrunk": f"Each point is the mean of {picture.factor} × {picture.factor} pixels."
         if picture.factor > 1
         else "",
     }
+
+
+def _with_unit(value: str, unit: str) -> str:
+    return value + ("°" if unit == "degrees" else f" {unit}" if unit not in ("", DATA_UNITS) else "")
 
 
 def _tables(metrics: dict[str, Any]) -> list[dict[str, Any]]:

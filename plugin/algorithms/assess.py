@@ -9,6 +9,7 @@ from qgis.core import (
     QgsProcessingContext,
     QgsProcessingOutputNumber,
     QgsProcessingParameterFileDestination,
+    QgsProcessingParameterFolderDestination,
     QgsProcessingParameterRasterLayer,
 )
 
@@ -19,7 +20,7 @@ from ...backend.registry import method_ids
 from .. import log, pair
 from ..log import tr
 from ..rasters import read_facts, source_path
-from .base import HyperSharpAlgorithm, enum_parameter, index_values
+from .base import MAPS_HELP, HyperSharpAlgorithm, enum_parameter, index_values
 
 UNKNOWN_METHOD = "unknown"
 
@@ -51,7 +52,11 @@ class AssessAlgorithm(HyperSharpAlgorithm):
         ),
         "MTF_GUIDE": "The same gain of the guide's sensor; 0.2 is usual.",
         "REPORT": "A self-contained HTML page: indices, quick-looks, spectra, parameters, warnings.",
-        "METRICS": "The indices and everything else that is known of the run, as JSON.",
+        "METRICS": (
+            "The indices and everything else that is known of the run, as JSON; the indices as a table, band by "
+            "band too, go into a CSV file of the same name beside it."
+        ),
+        "MAPS": MAPS_HELP,
     }
 
     def initAlgorithm(self, _configuration: Optional[dict[str, Any]] = None) -> None:
@@ -72,6 +77,12 @@ class AssessAlgorithm(HyperSharpAlgorithm):
             QgsProcessingParameterFileDestination(
                 "METRICS", tr("Metrics"), tr("JSON files (*.json)"), optional=True, createByDefault=False
             )
+        )
+        self.add(
+            QgsProcessingParameterFolderDestination(
+                "MAPS", tr("Error maps"), optional=True, createByDefault=False
+            ),
+            advanced=True,
         )
         for name, title in (
             ("HQNR", tr("HQNR at full resolution")),
@@ -119,6 +130,7 @@ class AssessAlgorithm(HyperSharpAlgorithm):
             mtf_guide=self.parameterAsDouble(parameters, "MTF_GUIDE", context),
             report=self.parameterAsFileOutput(parameters, "REPORT", context) or None,
             metrics=self.parameterAsFileOutput(parameters, "METRICS", context) or None,
+            maps=self.maps_folder(parameters, context),
         )
 
     def results_of(
@@ -129,6 +141,7 @@ class AssessAlgorithm(HyperSharpAlgorithm):
             result.metrics, "reduced_resolution"
         )
         results: dict[str, Any] = {k: v for k, v in result.outputs.items() if k in ("REPORT", "METRICS")}
+        results.update({"MAPS": self._job.maps} if self._job.maps else {})
         results["HQNR"] = index_values(result.metrics, "full_resolution").get("HQNR")
         results.update({name: with_reference.get(name) for name in ("SAM", "ERGAS", "PSNR")})
         results["SECONDS"] = result.metrics.get("seconds")

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 from html import escape
 from typing import Any, ClassVar, Optional
 
@@ -37,6 +38,11 @@ TAGS = (
     "super-resolution",
     "panchromatic",
     "multispectral",
+)
+MAPS_HELP = (
+    "A folder for maps of the errors, as GeoTIFFs that QGIS shows in colours: sam.tif and rmse.tif on the "
+    "hyperspectral grid (reduced resolution, where the method is known), d_rho.tif on the fine grid, and with a "
+    "reference sam_reference.tif and rmse_reference.tif. Empty: none; the report shows them anyway."
 )
 HELP_PAGE = environment.PACKAGE_FOLDER / "resources" / "help" / "index.html"
 
@@ -171,6 +177,11 @@ class HyperSharpAlgorithm(QgsProcessingAlgorithm):
         if box is None:
             return None, None
         return (box.xMinimum(), box.yMinimum(), box.xMaximum(), box.yMaximum()), api.crs_text(box.crs())
+
+    def maps_folder(self, parameters: dict[str, Any], context: QgsProcessingContext) -> Optional[str]:
+        """Return MAPS as a job names it; None for no maps."""
+        folder = self.parameterAsFileOutput(parameters, "MAPS", context)
+        return os.path.abspath(folder) if folder else None
 
     def prepareAlgorithm(
         self, parameters: dict[str, Any], context: QgsProcessingContext, feedback: QgsProcessingFeedback

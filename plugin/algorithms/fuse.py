@@ -14,6 +14,7 @@ from qgis.core import (
     QgsProcessingParameterBoolean,
     QgsProcessingParameterExtent,
     QgsProcessingParameterFileDestination,
+    QgsProcessingParameterFolderDestination,
     QgsProcessingParameterNumber,
     QgsProcessingParameterRasterDestination,
     QgsProcessingParameterRasterLayer,
@@ -28,7 +29,7 @@ from ...backend.registry import METHODS, method_ids
 from .. import api, layers, log, pair
 from ..log import tr
 from ..rasters import read_facts
-from .base import HyperSharpAlgorithm, enum_parameter, index_values
+from .base import MAPS_HELP, HyperSharpAlgorithm, enum_parameter, index_values
 
 MIN_TILE = 64
 
@@ -70,7 +71,11 @@ class FuseAlgorithm(HyperSharpAlgorithm):
         ),
         "OUTPUT": "The fused GeoTIFF.",
         "REPORT": "A self-contained HTML page: indices, quick-looks, spectra, parameters, warnings.",
-        "METRICS": "The indices and everything else that is known of the run, as JSON.",
+        "METRICS": (
+            "The indices and everything else that is known of the run, as JSON; the indices as a table, band by "
+            "band too, go into a CSV file of the same name beside it."
+        ),
+        "MAPS": MAPS_HELP,
     }
 
     def __init__(self) -> None:
@@ -109,6 +114,12 @@ class FuseAlgorithm(HyperSharpAlgorithm):
             QgsProcessingParameterFileDestination(
                 "METRICS", tr("Metrics"), tr("JSON files (*.json)"), optional=True, createByDefault=False
             )
+        )
+        self.add(
+            QgsProcessingParameterFolderDestination(
+                "MAPS", tr("Error maps"), optional=True, createByDefault=False
+            ),
+            advanced=True,
         )
         for name, title in (
             ("SAM", tr("Spectral angle at reduced resolution [degrees]")),
@@ -150,6 +161,10 @@ class FuseAlgorithm(HyperSharpAlgorithm):
         learned = self.parameterAsString(parameters, "WEIGHTS", context) or self.parameterAsInt(
             parameters, "ADAPT_STEPS", context
         )
+        if self.maps_folder(parameters, context) and not self.parameterAsBoolean(
+            parameters, "ASSESS", context
+        ):
+            return tr("Error maps come from the assessment: switch it on, or leave the maps out.")
         if learned and not info.needs_weights:
             return tr("{method} has no weights: leave weights and adaptation steps out.").format(
                 method=info.id
@@ -192,6 +207,7 @@ class FuseAlgorithm(HyperSharpAlgorithm):
             assess=self.parameterAsBoolean(parameters, "ASSESS", context),
             report=self.parameterAsFileOutput(parameters, "REPORT", context) or None,
             metrics=self.parameterAsFileOutput(parameters, "METRICS", context) or None,
+            maps=self.maps_folder(parameters, context),
         )
         self._source = layers.capture(job, hs, guide)
         return job
@@ -209,6 +225,7 @@ class FuseAlgorithm(HyperSharpAlgorithm):
         reduced = index_values(result.metrics, "reduced_resolution")
         results: dict[str, Any] = {"OUTPUT": output}
         results.update({k: v for k, v in result.outputs.items() if k in ("REPORT", "METRICS")})
+        results.update({"MAPS": self._job.maps} if self._job.maps else {})
         results.update({name: reduced.get(name) for name in ("SAM", "ERGAS", "PSNR")})
         results["HQNR"] = index_values(result.metrics, "full_resolution").get("HQNR")
         results["SECONDS"] = result.metrics.get("seconds")

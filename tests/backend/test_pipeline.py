@@ -199,7 +199,7 @@ def test_metrics_json_and_report(pair_files, tmp_path):
     assert "GSA" in page and "data:image/png;base64," in page
     for needs_network in ('src="http', 'href="http://', "<script src", "@import"):
         assert needs_network not in page
-    assert set(result.outputs) == {"OUTPUT", "REPORT", "METRICS"}
+    assert set(result.outputs) == {"OUTPUT", "REPORT", "METRICS", "METRICS_CSV"}
 
 
 def test_assess_gives_what_fuse_gave(pair_files, tmp_path):

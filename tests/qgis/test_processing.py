@@ -100,7 +100,7 @@ def test_fuse_a_real_pair(provider, backend, data, tmp_path, pair, ratio):
     assert heard.progress_values == sorted(heard.progress_values)
     assert any(stage.startswith("Fusing") for stage in heard.stages)
     assert QgsProject.instance().mapLayers() == {}  # Processing loads, the algorithm does not
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["fused.tif", "metrics.json", "report.html"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["fused.tif", "metrics.csv", "metrics.json", "report.html"]
 
 
 @pytest.fixture

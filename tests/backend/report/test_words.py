@@ -1,5 +1,6 @@
 """metrics.json, the table and the verdict: nothing invented, nothing lost."""
 
+import csv
 import json
 import math
 from pathlib import Path
@@ -102,13 +103,36 @@ def test_summary_table_is_short_and_ascii():
 
 def test_csv(tmp_path):
     write_csv(
-        metrics({"SAM": 2.0, "CC": None}, {"SAM": 2.5}, reasons={"CC": "constant, band"}), tmp_path / "m.csv"
+        metrics(
+            {"SAM": 2.0, "CC": None, "PSNR": 30.0},
+            {"SAM": 2.5},
+            reasons={"CC": "constant, band"},
+            per_band={
+                "band": [1, 4],
+                "wavelength_nm": [450.5, None],
+                "PSNR": [31.0, None],
+                "interpolated": {"PSNR": [28.0, 29.0]},
+            },
+        ),
+        tmp_path / "m.csv",
     )
-    lines = (tmp_path / "m.csv").read_text().splitlines()
-    assert lines[0].startswith("protocol,index") and lines[1].startswith(
-        "reduced_resolution,SAM,2.0,2.5,lower"
-    )
-    assert lines[2].endswith('"constant, band"') and ",CC,,," in lines[2]
+    with open(tmp_path / "m.csv", newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert all(None not in row and None not in row.values() for row in rows)  # as many values as columns
+    by_place = {(row["protocol"], row["index"], row["band"]): row for row in rows}
+    assert list(by_place) == [
+        ("reduced_resolution", "PSNR", ""),
+        ("reduced_resolution", "SAM", ""),
+        ("reduced_resolution", "CC", ""),
+        ("reduced_resolution", "PSNR", "1"),
+        ("reduced_resolution", "PSNR", "4"),
+    ]
+    sam, cc = (by_place["reduced_resolution", key, ""] for key in ("SAM", "CC"))
+    assert (sam["method"], sam["interpolation"], sam["better"]) == ("2.0", "2.5", "lower")
+    assert (cc["method"], cc["reason"]) == ("", "constant, band")
+    first, second = (by_place["reduced_resolution", "PSNR", band] for band in "14")
+    assert (first["wavelength_nm"], first["method"], first["interpolation"]) == ("450.5", "31.0", "28.0")
+    assert (second["wavelength_nm"], second["method"], second["interpolation"]) == ("", "", "29.0")
 
 
 @pytest.mark.parametrize(
