@@ -64,7 +64,7 @@ def compare_cubes(job: CompareJob, methods: list[str], folder: Path, control: Co
     }
     summary["settings"] = next(iter(tables.values()))["settings"]
     summary["versions"] = versions()
-    summary["warnings"] = list(control.warnings)
+    summary["warnings"] = _warnings(tables)
     summary["seconds"] = round(time.monotonic() - started, 3)
     summary["report"] = job.report
     _write(summary, job, folder, PartControl(control, "", 0.95, 1.0))
@@ -197,6 +197,18 @@ def _mean(values: list[Any]) -> float | None:
     if not values or any(v is None for v in values):
         return None
     return float(sum(values) / len(values))
+
+
+def _warnings(tables: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Return every warning once, with the cubes that it is about."""
+    said: dict[str, list[str]] = {}
+    for name, table in tables.items():
+        for text in table["warnings"]:
+            said.setdefault(text, []).append(name)
+    return [
+        f"{'every pair' if len(names) == len(tables) > 1 else ', '.join(names)}: {text}"
+        for text, names in said.items()
+    ]
 
 
 def _write(summary: dict[str, Any], job: CompareJob, folder: Path, control: Control) -> None:

@@ -24,6 +24,7 @@ COLOURS = {
 STYLES = ("-", "--", "-.", (0, (1, 1)), (0, (5, 1, 1, 1, 1, 1)))
 HIGHLIGHTED = len(STYLES)
 """So many methods get a colour and a line style of their own; the others are drawn thin and grey."""
+CLEARLY = 1.03
 PANELS = (("PSNR", "PSNR (dB)"), ("RMSE", "RMSE (data units)"), ("CC", "CC"))
 
 
@@ -150,7 +151,7 @@ def spectra_plot(
 def cost_plot(rows: Sequence[Mapping[str, Any]], names: Sequence[str], theme: Theme) -> bytes | None:
     """Return error reduction over fusing time, one dot a method; None with fewer than two methods to show.
 
-    Named are the methods that no other beats in both.
+    Named are the one ranked first and those that are clearly better than every faster one.
     """
     shown = [(n, r) for n, r in zip(names, rows) if r.get("factor") and r.get("seconds")]
     if len(shown) < 2:
@@ -163,7 +164,8 @@ def cost_plot(rows: Sequence[Mapping[str, Any]], names: Sequence[str], theme: Th
         for place, (name, row) in enumerate(shown):
             colour = COLOURS[theme is LIGHT][place] if place < HIGHLIGHTED else theme.soft
             axes.plot(row["seconds"], row["factor"], "o", color=colour, markersize=6)
-            if not any(_beats(other, row) for _, other in shown):
+            faster = [other["factor"] for _, other in shown if other["seconds"] < row["seconds"]]
+            if place == 0 or row["factor"] > CLEARLY * max(faster, default=0.0):
                 at = (row["seconds"], row["factor"])
                 axes.annotate(name, at, (6, 4), textcoords="offset points", fontsize=8, color=theme.ink)
         seconds = [row["seconds"] for _, row in shown]
@@ -175,9 +177,3 @@ def cost_plot(rows: Sequence[Mapping[str, Any]], names: Sequence[str], theme: Th
         title = "Errors how many times smaller than interpolation's (dashed: interpolation)"
         _dress(axes, theme, title, "seconds to fuse", "times smaller")
         return _png(figure)
-
-
-def _beats(one: Mapping[str, Any], two: Mapping[str, Any]) -> bool:
-    """Return whether a method is at least as good and as fast as another, and better in one of them."""
-    good, fast = one["factor"] - two["factor"], two["seconds"] - one["seconds"]
-    return good >= 0 and fast >= 0 and (good > 0 or fast > 0)

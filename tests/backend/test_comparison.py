@@ -384,6 +384,7 @@ def test_simulated_pairs(cubes, tmp_path, monkeypatch):
     assert table["ranking"]["basis"] == "reference"
     assert set(table["cubes"]) == {"cube1", "cube2"}
     assert "tiny" in table["failed_cubes"]
+    assert any(w.startswith("every pair: the reduced-resolution indices rest on") for w in table["warnings"])
     own = [json.loads((folder / c / "compare.json").read_text()) for c in ("cube1", "cube2")]
     for row in table["methods"]:
         parts = [comparison_table.row_of(t, row["method"]) for t in own]
