@@ -100,7 +100,12 @@ def test_fuse_a_real_pair(provider, backend, data, tmp_path, pair, ratio):
     assert heard.progress_values == sorted(heard.progress_values)
     assert any(stage.startswith("Fusing") for stage in heard.stages)
     assert QgsProject.instance().mapLayers() == {}  # Processing loads, the algorithm does not
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["fused.tif", "metrics.csv", "metrics.json", "report.html"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "fused.tif",
+        "metrics.csv",
+        "metrics.json",
+        "report.html",
+    ]
 
 
 @pytest.fixture
@@ -163,6 +168,32 @@ def test_assess_scores_any_fused_raster(provider, backend, pair, tmp_path):
     other = QgsRasterLayer(pair["GUIDE"])
     with pytest.raises(QgsProcessingException, match="belong together"):
         run("assess", **pair, FUSED=other)
+
+
+def test_maps_load_in_colours(provider, backend, make_raster, tmp_path):
+    """QGIS finds a map's style beside it: one band in colours from 0 to the range that the map has."""
+    pair = {
+        "SPECTRAL": make_raster("hs.tif", size=40, pixel=30, wavelengths=[450, 550, 650, 850, 1600, 2200]),
+        "GUIDE": make_raster("pan.tif", bands=1, size=120, pixel=10, seed=1),
+    }
+    folder = tmp_path / "maps"
+    result = run("fuse", **pair, OUTPUT=str(tmp_path / "o.tif"), REPORT=None, MAPS=str(folder))
+    assert result["MAPS"] == str(folder)
+    fused = QgsRasterLayer(result["OUTPUT"])
+    for name, like in (("sam", pair["SPECTRAL"]), ("rmse", pair["SPECTRAL"]), ("d_rho", result["OUTPUT"])):
+        layer, like = QgsRasterLayer(str(folder / f"{name}.tif"), name), QgsRasterLayer(like)
+        assert layer.isValid() and layer.crs() == fused.crs()
+        assert layer.rasterUnitsPerPixelX() == pytest.approx(like.rasterUnitsPerPixelX())
+        renderer = layer.renderer()
+        assert renderer.type() == "singlebandpseudocolor"
+        items = renderer.shader().rasterShaderFunction().colorRampItemList()
+        assert len(items) == 10 and items[0].value == 0
+        assert items[-1].value == renderer.classificationMax() > 0
+        assert items[0].color.lightness() < 10 and items[-1].color.lightness() > 200
+    scored = run("assess", **pair, FUSED=result["OUTPUT"], REPORT=None, MAPS=str(tmp_path / "again"))
+    assert sorted(p.name for p in Path(scored["MAPS"]).glob("*.tif")) == ["d_rho.tif", "rmse.tif", "sam.tif"]
+    with pytest.raises(QgsProcessingException, match="assessment"):
+        run("fuse", **pair, OUTPUT=str(tmp_path / "p.tif"), ASSESS=False, REPORT=None, MAPS=str(folder))
 
 
 def test_simulate_then_score_against_the_truth(provider, backend, make_raster, tmp_path):
@@ -271,6 +302,7 @@ def test_fixed_names(provider):
         "OUTPUT",
         "REPORT",
         "METRICS",
+        "MAPS",
     }
     assert wanted <= {d.name() for d in fuse.parameterDefinitions()}
     assert {"OUTPUT", "REPORT", "METRICS", "SAM", "ERGAS", "PSNR", "HQNR", "SECONDS"} <= {

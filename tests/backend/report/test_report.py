@@ -12,6 +12,7 @@ import rasterio
 from affine import Affine
 from hypersharp.backend.errors import HyperSharpError
 from hypersharp.backend.io.wavelengths import BandTable
+from hypersharp.backend.maps import COLOURS, KINDS, PICTURE_PIXELS, MapPicture
 from hypersharp.backend.report import build_report, quicklook
 from hypersharp.backend.report.page import pair_name
 from hypersharp.backend.report.pictures import (
@@ -21,7 +22,7 @@ from hypersharp.backend.report.pictures import (
     stretch_limits,
     to_rgb,
 )
-from hypersharp.backend.report.plots import LIGHT, axis_of, curve, per_band_plot
+from hypersharp.backend.report.plots import LIGHT, axis_of, curve, map_png, per_band_plot
 from matplotlib.image import imread
 
 RATIO = 4
@@ -175,6 +176,55 @@ def test_report_says_everything(tmp_path, files):
         "same stretch", "bands 5, 3, 1 (650, 550, 450 nm)", "season", "same day", "EPSG:32631",
     ):  # fmt: skip
         assert part in page.words, part
+
+
+def map_picture(key, values, top=2.0, unit="degrees", factor=1, mean=1.25):
+    return MapPicture(KINDS[key], unit, np.asarray(values, "float32"), factor, mean, top)
+
+
+def test_error_maps_stand_between_spectra_and_inputs(tmp_path, files):
+    """The colours are the values': dark 0, bright from the top on, grey where there is none; labels say the range."""
+    ramp = np.linspace(0, 4, 600, dtype="float32").reshape(20, 30)
+    ramp[3, 4] = np.nan
+    _, without = report(tmp_path, files, METRICS)
+    text, page = report(
+        tmp_path,
+        files,
+        METRICS,
+        maps=[
+            map_picture("SAM", ramp, factor=7),
+            map_picture("RMSE", ramp, unit="W/m2 <b>", mean=88.5),
+            map_picture("D_rho", ramp, unit=""),
+            map_picture("SAM_reference", ramp),
+            map_picture("RMSE_reference", np.full((4, 4), np.nan), mean=None),  # nothing valid: left out
+        ],
+    )
+    headings = list(without.headings)
+    headings.insert(headings.index("What was done to the inputs"), "Where the errors are")
+    assert page.headings == headings and "script" not in page.tags
+    assert text.count("Map of ") == 4 and page.words.count("mean 1.250°") == 2
+    for part in ("7 × 7 pixels", "88.5 W/m2 <b>", "2° and more", "Bright is worse"):
+        assert part in page.words, part
+    image = imread(
+        io.BytesIO(
+            base64.b64decode(re.search(r'src="data:image/png;base64,([^"]+)"[^>]*Map of SAM', text)[1])
+        )
+    )
+    factor = image.shape[0] // 20
+    assert image.shape[:2] == (20 * factor, 30 * factor) and factor > 1
+    small = image[::factor, ::factor, :3]
+    colours = [tuple(int(c[i : i + 2], 16) / 255 for i in (1, 3, 5)) for c in COLOURS]
+    np.testing.assert_allclose(small[0, 0], colours[0], atol=0.01)
+    np.testing.assert_allclose(small[10:], np.broadcast_to(colours[-1], (10, 30, 3)), atol=0.03)
+    assert np.ptp(small[3, 4]) == 0  # grey
+    light = small[:10].reshape(-1, 3) @ [0.2126, 0.7152, 0.0722]
+    light = np.delete(light, 3 * 30 + 4)
+    assert (np.diff(light) > -0.01).all() and light[-1] > 0.8
+
+
+def test_a_large_map_is_a_small_picture():
+    values = np.random.default_rng(0).random((PICTURE_PIXELS, PICTURE_PIXELS)).astype("float32")
+    assert len(map_png(values, 1.0)) < PICTURE_PIXELS**2 + 5000  # a byte a pixel at most, even for noise
 
 
 def test_nothing_that_a_user_typed_becomes_markup(tmp_path, files):
