@@ -30,10 +30,11 @@ from .errors import Cancelled, ErrorCode, HyperSharpError
 from .io.raster import source_path
 from .job import DTYPES, CompareJob, FuseJob, SimulateJob
 from .pair import Pair
-from .pipeline import run_fuse, versions
+from .pipeline import method_parameters, run_fuse, versions
 from .protocol import Result
-from .registry import METHODS, method_info, why_unavailable
+from .registry import METHODS, load_method, method_info, why_unavailable
 from .simulation import run_simulate
+from .weights import shipped_names
 
 ALL = "all"
 FUSED, METRICS = "fused.tif", "metrics.json"
@@ -163,9 +164,8 @@ def _runs_here(method: str, needs_weights: bool, job: CompareJob) -> bool:
 
 
 def default_weights(method: str) -> bool:
-    """Return whether a learned method's own default weights ship with this copy."""
-    folder = Path(__file__).resolve().parents[1] / "resources" / "weights"
-    return any((found / "config.json").is_file() for found in folder.glob(f"{method}*"))
+    """Return whether a learned method's own weights ship with this copy."""
+    return getattr(load_method(method), "own_weights", method) in shipped_names()
 
 
 def make_folder(text: str) -> Path:
@@ -384,7 +384,7 @@ def _run(
             str(own / FUSED),
             scoring,
             method=method,
-            parameters=fuse_job.parameters,
+            parameters=method_parameters(fuse_job),
             reference=reference,
             controls=controls,
         )

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -84,8 +85,6 @@ def test_scored_together_as_alone(compared, pair, tmp_path):
 
 
 def test_of_all_only_those_that_take_the_guide(pair, tmp_path, monkeypatch):
-    from dataclasses import replace
-
     picky = {m: replace(i, guide_kinds=("msi",)) if m == "sfim" else i for m, i in registry.METHODS.items()}
     few = {m: picky[m] for m in ("gsa", "sfim")}
     monkeypatch.setattr(registry, "METHODS", few)
@@ -311,7 +310,16 @@ def test_methods_that_belong_to_all(tmp_path, monkeypatch):
     assert set(everything) <= set(registry.METHODS)
     assert {"bicubic", "gsa", "mtf-glp-hpm"} <= set(everything)
     learned = [m for m, info in registry.METHODS.items() if info.needs_weights]
-    assert all(m not in everything or comparison.default_weights(m) for m in learned)
+    assert all((m in everything) == comparison.default_weights(m) for m in learned)
+    monkeypatch.setattr(comparison, "shipped_names", lambda: ["s3rnet"])
+    monkeypatch.setitem(
+        registry.METHODS, "s3rnet", replace(registry.METHODS["gsa"], id="s3rnet", needs_weights=True)
+    )
+    assert "s3rnet" in comparison.check_job(job)
+    monkeypatch.setattr(comparison, "shipped_names", list)
+    assert "s3rnet" not in comparison.check_job(job)
+    assert "s3rnet" in comparison.check_job(replace(job, weights={"s3rnet": "mine"}))
+    assert "s3rnet" in comparison.check_job(replace(job, methods=["s3rnet"]))
     assert comparison.check_job(CompareJob("a", "b", "c", ["sfim", "gsa", "sfim"])) == ["gsa", "sfim"]
 
 
