@@ -14,6 +14,8 @@ from hypersharp.backend import pipeline as engine
 from hypersharp.backend.control import Control
 from hypersharp.backend.errors import Cancelled, ErrorCode, HyperSharpError
 from hypersharp.backend.registry import METHODS
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 FINE = Affine(10.0, 0.0, 450000.0, 0.0, -10.0, 5400000.0)
 FIRST_METHODS = ("bicubic", "brovey", "gsa", "sfim", "mtf-glp-hpm")
@@ -428,3 +430,45 @@ def test_every_method_is_listed_with_what_a_person_needs():
     for info in METHODS.values():
         assert info.id == info.id.lower() and info.title and info.citation
         assert info.summary.endswith(".") and set(info.guide_kinds) <= {"pan", "msi"}
+
+
+@given(
+    ratio=st.integers(2, 10),
+    rows=st.integers(5, 20),
+    cols=st.integers(5, 20),
+    bands=st.integers(4, 9),
+    guide_bands=st.integers(1, 4),
+    dtype=st.sampled_from(["uint8", "int16", "uint16", "int32", "float32", "float64"]),
+    method=st.sampled_from(FIRST_METHODS),
+)
+@settings(max_examples=25, deadline=None)
+def test_any_size_ratio_and_dtype(tmp_path_factory, ratio, rows, cols, bands, guide_bands, dtype, method):
+    """Whatever the pair, the file has the guide's grid, the HS image's bands and dtype, and sane values."""
+    folder = tmp_path_factory.mktemp("any")
+    rng = np.random.default_rng(rows * 100 + cols)
+    base = rng.uniform(40, 220, (rows, cols))
+    hs_image = (base * rng.uniform(0.5, 1, (bands, 1, 1)) + rng.normal(0, 2, (bands, rows, cols))).astype(dtype)
+    fine = np.kron(hs_image.mean(axis=0), np.ones((ratio, ratio)))
+    guide_image = (fine[None] + rng.normal(0, 5, (guide_bands, *fine.shape))).clip(1, 250).astype(dtype)
+    paths = []
+    for name, image, transform in (
+        ("hs", hs_image, FINE * Affine.scale(ratio)),
+        ("guide", guide_image, FINE),
+    ):
+        profile = {"driver": "GTiff", "dtype": dtype, "crs": "EPSG:32631", "transform": transform}
+        count, height, width = image.shape
+        with rasterio.open(
+            folder / f"{name}.tif", "w", count=count, height=height, width=width, **profile
+        ) as file:
+            file.write(image)
+        paths.append(folder / f"{name}.tif")
+    result = fuse(*paths, folder / "o.tif", method=method, assess=False)
+    assert result.metrics["ratio"] == ratio
+    with rasterio.open(folder / "o.tif") as fused:
+        assert (fused.count, fused.shape, fused.dtypes[0]) == (bands, fine.shape, dtype)
+        assert fused.transform == FINE
+        image = fused.read().astype("float64")
+    assert np.isfinite(image).all()
+    # Block means stay near the HS values: nothing overflowed, wrapped round or moved.
+    block = image.reshape(bands, rows, ratio, cols, ratio).mean(axis=(2, 4))
+    assert np.abs(block - hs_image).mean() < 40
