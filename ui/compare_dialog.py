@@ -14,8 +14,10 @@ from qgis.PyQt.QtWidgets import (
     QDialog,
     QDialogButtonBox,
     QFormLayout,
+    QHBoxLayout,
     QListWidget,
     QListWidgetItem,
+    QPushButton,
     QVBoxLayout,
     QWidget,
 )
@@ -72,6 +74,14 @@ class CompareDialog(QDialog):
         form.addRow(tr("Hyperspectral"), self.hs_chooser)
         form.addRow(tr("Guide (PAN or MSI)"), self.guide_chooser)
         form.addRow(tr("Methods"), self.methods_list)
+        choose = QHBoxLayout()
+        for text, state in ((tr("All"), Qt.CheckState.Checked), (tr("None"), Qt.CheckState.Unchecked)):
+            button = QPushButton(text, self)
+            button.setAutoDefault(False)
+            button.clicked.connect(lambda _checked=False, state=state: self._check_all(state))
+            choose.addWidget(button)
+        choose.addStretch(1)
+        form.addRow("", choose)
         form.addRow("", self.visible_check)
         form.addRow(tr("Folder"), self.folder_widget)
         standard = QDialogButtonBox.StandardButton
@@ -84,7 +94,11 @@ class CompareDialog(QDialog):
         layout.addWidget(self.message_bar)
         layout.addLayout(form, 1)
         layout.addWidget(box)
-        self.resize(70 * self.fontMetrics().averageCharWidth(), 32 * self.fontMetrics().height())
+        self.resize(90 * self.fontMetrics().averageCharWidth(), 36 * self.fontMetrics().height())
+
+    def _check_all(self, state: Qt.CheckState) -> None:
+        for index in range(self.methods_list.count()):
+            self.methods_list.item(index).setCheckState(state)
 
     def methods(self) -> list[str]:
         """Return the ids of the chosen methods."""

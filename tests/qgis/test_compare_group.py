@@ -162,9 +162,16 @@ def test_dialog(pair, desktop, backend, tmp_path):
     from hypersharp.backend.registry import METHODS
     from hypersharp.ui.compare_dialog import CompareDialog
     from qgis.PyQt.QtCore import Qt
+    from qgis.PyQt.QtWidgets import QPushButton
 
     dialog = CompareDialog(desktop, desktop.mainWindow(), pair)
     assert dialog.methods() == [m for m, info in METHODS.items() if not info.needs_weights]
+    buttons = {b.text(): b for b in dialog.findChildren(QPushButton)}
+    buttons["None"].click()
+    assert dialog.methods() == []
+    assert dialog.run() is None
+    buttons["All"].click()
+    assert dialog.methods() == list(METHODS)
     for index in range(dialog.methods_list.count()):
         item = dialog.methods_list.item(index)
         wanted = item.data(Qt.ItemDataRole.UserRole) in ("gsa", "sfim")
