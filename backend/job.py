@@ -21,6 +21,8 @@ DEFAULT_MTF_GUIDE = 0.2
 DEFAULT_MEMORY_GB = 2.0
 
 DTYPES = ("same", "float32")
+MAP_NAMES = ("sam", "rmse", "d_rho", "sam_reference", "rmse_reference")
+"""Error maps in a job's `maps` folder: NAME.tif, and NAME.qml, the style that QGIS shows it with."""
 COMPRESSIONS = ("deflate", "zstd", "lzw", "none")
 
 

@@ -106,9 +106,10 @@ class MapPicture:
     Attributes:
         kind: which map.
         unit: of its values.
-        values: `[rows, cols]` float32, NaN where there is none; each is the mean of `factor` x `factor` map pixels.
+        values: `[rows, cols]` float32, NaN where there is none; each stands for `factor` x `factor` map pixels
+            by their mean (RMSE: root of the mean square).
         factor: see `values`.
-        mean: mean of all pixels of the map with a value; None when none has one.
+        mean: the same over all pixels of the map, which is the index; None when no pixel has a value.
         top: value at which the colours end (they begin at 0).
     """
 
@@ -126,9 +127,11 @@ class Thumbnail:
     Args:
         shape: (rows, cols) of the raster.
         longest: longest side of the result.
+        squares: take the root of the mean square instead, as RMSE's own mean over pixels is.
     """
 
-    def __init__(self, shape: tuple[int, int], longest: int = PICTURE_PIXELS) -> None:
+    def __init__(self, shape: tuple[int, int], longest: int = PICTURE_PIXELS, squares: bool = False) -> None:
+        self._squares = squares
         self.factor = max(1, math.ceil(max(shape) / longest))
         size = [math.ceil(side / self.factor) for side in shape]
         self._sums = torch.zeros(*size, dtype=torch.float64)
@@ -137,11 +140,12 @@ class Thumbnail:
     def add(self, row: int, col: int, values: Tensor) -> None:
         """Add a tile whose upper left pixel is (row, col): `[rows, cols]`, NaN where there is no value."""
         good = torch.isfinite(values)
+        values = values.to(torch.float64).nan_to_num(0.0, 0.0, 0.0)
+        values = values.square() if self._squares else values
         rows = torch.arange(row, row + values.shape[0]) // self.factor
         cols = torch.arange(col, col + values.shape[1]) // self.factor
         part = slice(int(rows[0]), int(rows[-1]) + 1), slice(int(cols[0]), int(cols[-1]) + 1)
-        for total, image in ((self._sums, values.nan_to_num(0.0, 0.0, 0.0)), (self._counts, good)):
-            image = image.to(torch.float64)
+        for total, image in ((self._sums, values), (self._counts, good.to(torch.float64))):
             target = total[part]
             narrow = torch.zeros(target.shape[0], image.shape[1], dtype=torch.float64)
             narrow.index_add_(0, rows - rows[0], image)
@@ -151,11 +155,15 @@ class Thumbnail:
     def mean(self) -> float | None:
         """Mean of all values, or None without any."""
         count = float(self._counts.sum())
-        return float(self._sums.sum()) / count if count else None
+        if not count:
+            return None
+        mean = float(self._sums.sum()) / count
+        return math.sqrt(mean) if self._squares else mean
 
     def values(self) -> np.ndarray:
         """Return `[rows, cols]` float32; NaN where there is no value."""
-        return torch.where(self._counts > 0, self._sums / self._counts, math.nan).to(torch.float32).numpy()
+        found = torch.where(self._counts > 0, self._sums / self._counts, math.nan)
+        return (found.sqrt() if self._squares else found).to(torch.float32).numpy()
 
 
 class _Map:
@@ -173,7 +181,7 @@ class _Map:
     ) -> None:
         self.kind, self.unit, self.path = kind, unit, path
         self._shape, self._offset = shape, offset
-        self._thumbnail = Thumbnail(shape)
+        self._thumbnail = Thumbnail(shape, PICTURE_PIXELS, squares=kind.unit == "data")
         self.part: Path | None = None
         self._writer: FusedWriter | None = None
         if path is None:

@@ -24,7 +24,7 @@ from typing import Any, Callable, Optional
 
 from ..backend import protocol
 from ..backend.errors import Cancelled, ErrorCode, HyperSharpError
-from ..backend.job import CompareJob, FuseJob, Job, SimulateJob, save_job
+from ..backend.job import MAP_NAMES, AssessJob, CompareJob, FuseJob, Job, SimulateJob, save_job
 from . import environment, log
 
 POLL_S = 0.05
@@ -158,9 +158,12 @@ class Worker:
 
 def partial_paths(job: Job) -> list[Path]:
     """Return what a job may be writing under a name of its own until it is whole."""
-    if isinstance(job, FuseJob):
-        target = Path(job.output)
-        return [target.with_name(f"{target.stem}.part.tif")]
+    if isinstance(job, (FuseJob, AssessJob)):
+        parts = [Path(job.maps) / f"{name}.part.tif" for name in MAP_NAMES] if job.maps else []
+        if isinstance(job, FuseJob):
+            target = Path(job.output)
+            parts.append(target.with_name(f"{target.stem}.part.tif"))
+        return parts
     if isinstance(job, SimulateJob):
         return [Path(job.folder) / f"{stem}.part.tif" for stem in ("hs", "guide", "reference")]
     if isinstance(job, CompareJob):

@@ -199,7 +199,7 @@ def _map(picture: MapPicture) -> dict[str, Any]:
         "scale": [_with_unit(f"{picture.top * share:.3g}", picture.unit) for share in (0, 0.5, 1)],
         "mean": _with_unit(show(key, picture.mean), picture.unit),
         "about": MAP_TEXTS[kind.key],
-        "shrunk": f"Each point is the mean of {picture.factor} × {picture.factor} pixels."
+        "shrunk": f"Each point stands for {picture.factor} × {picture.factor} pixels."
         if picture.factor > 1
         else "",
     }

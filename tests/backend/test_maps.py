@@ -12,6 +12,7 @@ from hypersharp.backend import cli, maps
 from hypersharp.backend.assessment import assess
 from hypersharp.backend.control import Control
 from hypersharp.backend.errors import Cancelled, ErrorCode, HyperSharpError
+from hypersharp.backend.job import MAP_NAMES
 from hypersharp.backend.maps import KINDS, MapPicture, Thumbnail, style
 from hypersharp.backend.pipeline import fuse
 from matplotlib import colormaps
@@ -234,27 +235,54 @@ def test_command_line_writes_maps_and_the_csv_twin(pair_files, tmp_path, capsys)
     assert "JSON" in capsys.readouterr().err
 
 
+def test_the_names_are_those_that_qgis_clears_up_after_a_crash():
+    assert [kind.file for kind in KINDS.values()] == [f"{name}.tif" for name in MAP_NAMES]
+
+
 # ------------------------------------------------------------------ pictures
 
 
+@pytest.mark.parametrize("power", [1, 2])
 @pytest.mark.parametrize("shape", [(7, 5), (64, 23), (100, 100)])
-def test_a_thumbnail_is_the_mean_of_blocks_however_the_raster_is_cut(shape):
+def test_a_thumbnail_is_the_mean_of_blocks_however_the_raster_is_cut(shape, power):
     values = torch.rand(shape, generator=torch.Generator().manual_seed(1))
     values[1:3, 2:4] = float("nan")
-    thumbnail = Thumbnail(shape, longest=10)
+    thumbnail = Thumbnail(shape, longest=10, squares=power == 2)
     factor = -(-max(shape) // 10)
     for row in range(0, shape[0], 13):
         for col in range(0, shape[1], 17):
             thumbnail.add(row, col, values[row : row + 13, col : col + 17])
     found = thumbnail.values()
     assert thumbnail.factor == factor and max(found.shape) <= 10
-    blocks = values.double().numpy()
+    blocks = values.double().numpy() ** power
     with np.errstate(invalid="ignore"):
         for (r, c), value in np.ndenumerate(found):
             block = blocks[r * factor : (r + 1) * factor, c * factor : (c + 1) * factor]
             good = block[np.isfinite(block)]
-            assert value == pytest.approx(good.mean(), rel=1e-6) if good.size else np.isnan(value)
-    assert thumbnail.mean == pytest.approx(np.nanmean(blocks), rel=1e-12)
+            assert (
+                value == pytest.approx(good.mean() ** (1 / power), rel=1e-6) if good.size else np.isnan(value)
+            )
+    assert thumbnail.mean == pytest.approx(np.nanmean(blocks) ** (1 / power), rel=1e-12)
+
+
+def test_the_report_gets_the_same_figures_as_the_table(pair_files, tmp_path, monkeypatch):
+    """The maps' overall values are the indices, and the report shows them whether or not maps were asked for."""
+    hs, guide, _ = pair_files(rows=64, cols=64)
+    seen = {}
+    collect = maps.ErrorMaps.pictures
+    monkeypatch.setattr(
+        maps.ErrorMaps, "pictures", lambda self: seen.setdefault("maps", collect(self)) or seen["maps"]
+    )
+    result = fuse(hs, guide, tmp_path / "o.tif", report=str(tmp_path / "r.html"))
+    found = {p.kind.key: p for p in seen["maps"]}
+    assert list(found) == ["SAM", "RMSE", "D_rho"]
+    reduced, full = (result.metrics[k]["fused"] for k in ("reduced_resolution", "full_resolution"))
+    for key, value in (("SAM", reduced["SAM"]), ("RMSE", reduced["RMSE"]), ("D_rho", full["D_rho"])):
+        assert found[key].mean == pytest.approx(value, rel=1e-5), key
+        assert 0 < found[key].top <= np.nanmax(found[key].values)
+    page = (tmp_path / "r.html").read_text()
+    assert "Where the errors are" in page and page.count("Map of ") == 3
+    assert sorted(os.listdir(tmp_path)) == ["guide.tif", "hs.tif", "o.tif", "r.html"]
 
 
 def test_the_colours_are_perceptually_uniform():

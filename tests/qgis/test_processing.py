@@ -368,3 +368,5 @@ def test_what_an_unfinished_job_may_leave(tmp_path):
     assert worker_process.partial_paths(FuseJob("a", "b", folder + "/x.tif")) == [tmp_path / "x.part.tif"]
     assert tmp_path / "hs.part.tif" in worker_process.partial_paths(SimulateJob("a", folder))
     assert worker_process.partial_paths(AssessJob("a", "b", "c")) == []
+    for job in (AssessJob("a", "b", "c", maps=folder), FuseJob("a", "b", "x.tif", maps=folder)):
+        assert tmp_path / "d_rho.part.tif" in worker_process.partial_paths(job)

@@ -202,7 +202,7 @@ def test_error_maps_stand_between_spectra_and_inputs(tmp_path, files):
     headings = list(without.headings)
     headings.insert(headings.index("What was done to the inputs"), "Where the errors are")
     assert page.headings == headings and "script" not in page.tags
-    assert text.count("Map of ") == 4 and page.words.count("mean 1.250°") == 2
+    assert text.count("Map of ") == 4 and page.words.count("overall 1.250°") == 2
     for part in ("7 × 7 pixels", "88.5 W/m2 <b>", "2° and more", "Bright is worse"):
         assert part in page.words, part
     image = imread(
