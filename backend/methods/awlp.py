@@ -14,6 +14,9 @@ from ..scene import Scene, Tile
 from .injection import BAND_CHUNK, MODULATION_CEILING, MODULATION_FLOOR
 from .mtf_glp import MtfGlp
 
+PROPORTIONAL = 0.5
+"""Least cosine between a band and the luminance, over the scene, for the band to be treated as a share of it."""
+
 
 class Awlp(MtfGlp):
     """Additive wavelet luminance proportional (Otazu, Gonzalez-Audicana, Fors and Nunez, IEEE TGRS 43(10), 2005).
@@ -23,21 +26,25 @@ class Awlp(MtfGlp):
     `fused = h_b + h_b / U(L) detail`, the guide being equalised to L.
 
     The equalisation is each band's own regression g_b on the guide as the HS sensor sees it (Alparone, Garzelli and
-    Vivone, IEEE TGRS 55(8), 2017, match there too): `fused = h_b + (h_b / U(L)) (mean(L) / mean(h_b)) g_b detail`.
-    For bands proportional to L this is the published form; a band that does not follow the guide gets nothing.
-    Where luminance or band mean are too small or negative for a ratio, `g_b detail` is added.
+    Vivone, IEEE TGRS 55(8), 2017, match there too): `fused = h_b + (h_b / U(L)) (g_b / s_b) detail`, with s_b the
+    band's usual share, its least-squares slope on L through the origin. For bands proportional to L this is the
+    published form; a band that does not follow the guide gets nothing. Where the luminance is too small or
+    negative for a ratio, or a band is no multiple of it at all, `g_b detail` is added.
     """
 
     def fit(self, scene: Scene, control: Control) -> None:
-        """Learn each band's regression on the degraded guide, and its mean share of the luminance."""
+        """Learn each band's regression on the degraded guide, and its usual share of the luminance."""
         super().fit(scene, control)
         statistics = scene.statistics(scene.mtf_hs, control)
-        mean, variance = statistics.hs_mean, statistics.hs_covariance.diagonal()
-        self.luminance_mean = float(mean.mean())
-        # A mean lost in the band's own spread (anomalies, logarithms, pure noise) makes no proportion.
-        proportional = (mean > MODULATION_FLOOR * (mean**2 + variance).sqrt()) & (self.luminance_mean > 0)
-        share = torch.where(proportional, self.luminance_mean / mean.where(proportional, torch.ones(())), 0.0)
-        self.relative_gains = share[:, None] * self.gains
+        average = torch.full_like(statistics.hs_mean, 1.0 / statistics.bands)
+        self.luminance_mean = float(average @ statistics.hs_mean)
+        # Second moments about 0: of each band with L, of L and of each band.
+        cross = statistics.hs_covariance @ average + statistics.hs_mean * self.luminance_mean
+        power = float(average @ statistics.hs_covariance @ average) + self.luminance_mean**2
+        own = statistics.hs_covariance.diagonal() + statistics.hs_mean**2
+        proportional = (cross > PROPORTIONAL * (own * power).sqrt()) & (self.luminance_mean > 0)
+        inverse_share = torch.where(proportional, power / cross.where(proportional, torch.ones(())), 0.0)
+        self.relative_gains = inverse_share[:, None] * self.gains
         self.additive_bands = torch.nonzero(~proportional)[:, 0]
 
     def fuse(self, tile: Tile) -> Tensor:

@@ -158,13 +158,14 @@ def test_awlp(plain, ratio):
 
 
 def test_awlp_gives_each_band_its_own_share(plain):
-    """Our equalisation on ordinary bands: h (1 + mean(L) / mean(h) g detail / L)."""
+    """Our equalisation on ordinary bands: `h + h / L g / s detail`, s the slope of h on L through the origin."""
     p = images(plain, guide_bands=2)
     kernel = np.convolve(np.array([1, 4, 6, 4, 1]) / 16, np.array([1, 0, 4, 0, 6, 0, 4, 0, 1]) / 16)
     low = plain.filter_axis(plain.filter_axis(p.guide, kernel, 0, 1, 1), kernel, 0, 2, 1)
     gains = regression(p.hs, p.guide_lr)
     luminance = plain.upsample(p.hs.mean(axis=0, keepdims=True), 4)
-    share = p.hs.mean() / p.hs.mean(axis=(1, 2))
+    coarse = p.hs.mean(axis=0)
+    share = (coarse**2).sum() / (p.hs * coarse).sum(axis=(1, 2))
     detail = np.einsum("bk,krc->brc", gains, p.guide - low)
     factor = 1 + share[:, None, None] * detail / luminance
     assert factor.min() > 0.25 and factor.max() < 4
