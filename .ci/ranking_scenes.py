@@ -8,14 +8,17 @@ whose code has changed.
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import json
 import os
 import tempfile
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+import hypersharp.backend.methods as package
 import numpy as np
 import rasterio
 import torch
@@ -230,15 +233,28 @@ def score_scene(scene: Scene, truth: Tensor, names: list[str]) -> dict[str, dict
     }
 
 
+PLUMBING = {"control", "errors", "job", "protocol", "registry", "weights"}
+"""Modules of the backend that no fused value depends on."""
+
+
+@cache
 def _code(name: str) -> str:
-    """Return a fingerprint of a candidate's own code."""
+    """Return a fingerprint of the code that a candidate's values come from: its module and what that imports."""
     if name in (TRUTH, INTERPOLATED, *CONSISTENT):
         return "-"
-    module = METHODS[name].implementation.partition(":")[0]
-    import hypersharp.backend.methods as package
-
-    source = Path(package.__file__).with_name(f"{module}.py").read_bytes()
-    return hashlib.sha256(source).hexdigest()[:12]
+    found: dict[str, bytes] = {}
+    folder = Path(package.__file__).parent
+    todo = [folder / f"{METHODS[name].implementation.partition(':')[0]}.py"]
+    while todo:
+        path = todo.pop()
+        if path.name in found or path.stem in PLUMBING or not path.is_file():
+            continue
+        found[path.name] = path.read_bytes()
+        for node in ast.walk(ast.parse(found[path.name])):
+            if isinstance(node, ast.ImportFrom) and node.level:
+                base = path.parents[node.level - 1].joinpath(*(node.module or "").split("."))
+                todo += [base.with_suffix(".py"), *(base / f"{alias.name}.py" for alias in node.names)]
+    return hashlib.sha256(b"".join(found[key] for key in sorted(found))).hexdigest()[:12]
 
 
 def cache_folder() -> Path:

@@ -3,6 +3,7 @@
 """Renders the demo's reports to the pictures in docs/examples/ (after `make demo`; needs Debian's chromium).
 
 Run with the backend's Python: .venv/bin/python .ci/report_pictures.py
+The comparison's report is there after: hypersharp compare PARIS_HS PARIS_PAN -o demo/compare
 """
 
 import shutil
@@ -21,6 +22,7 @@ REPORTS = (
     ("demo/report.html", "report-sample.png", "light"),
     ("demo/paris/report.html", "report-paris.png", "light"),
     ("demo/paris/report.html", "report-paris-dark.png", "dark"),
+    ("demo/compare/compare.html", "compare-paris.png", "light"),
 )
 QUICKLOOKS = (
     ("demo/quicklook.png", "quicklook-sample.png"),

@@ -104,12 +104,15 @@ def run_compare(job: CompareJob, control: Control) -> Result:
     """Run a comparison; see `compare`. With `job.cubes`, every cube of that folder becomes a simulated pair."""
     methods = check_job(job)
     folder = make_folder(job.folder)
-    if job.cubes is not None:
-        from .comparison_cubes import compare_cubes
+    try:
+        if job.cubes is not None:
+            from .comparison_cubes import compare_cubes
 
-        return compare_cubes(job, methods, folder, control)
-    table = compare_pair(job, methods, folder, control)
-    return finish(table, folder)
+            return compare_cubes(job, methods, folder, control)
+        return finish(compare_pair(job, methods, folder, control), folder)
+    except Cancelled as cancelled:
+        cancelled.hint = "what was finished stays: run it again on the same folder to go on"
+        raise
 
 
 def finish(table: dict[str, Any], folder: Path) -> Result:

@@ -58,6 +58,7 @@ class HyperSharpAlgorithm(QgsProcessingAlgorithm):
     TITLE: ClassVar[str]
     SUMMARY: ClassVar[str]
     HELP: ClassVar[dict[str, str]]
+    CANCELLED: ClassVar[str] = "Cancelled: nothing was written."
 
     def __init__(self) -> None:
         super().__init__()
@@ -201,7 +202,7 @@ class HyperSharpAlgorithm(QgsProcessingAlgorithm):
         try:
             result = worker_process.run_job(self._job, talk, feedback.isCanceled)
         except Cancelled as error:
-            raise QgsProcessingException(tr("Cancelled: nothing was written.")) from error
+            raise QgsProcessingException(tr(self.CANCELLED)) from error
         except HyperSharpError as error:
             raise QgsProcessingException(log.sentence(error)) from error
         return self.results_of(result, parameters, context)

@@ -37,10 +37,11 @@ class CompareAlgorithm(HyperSharpAlgorithm):
         "Fuses one pair with several methods, scores each in the same way beside plain interpolation, and ranks "
         "them in a table and a report. Run again on the same folder, it only runs what is missing."
     )
+    CANCELLED = "Cancelled: what was finished stays in the folder. Run it again on the same folder to go on."
     HELP = {
         "SPECTRAL": "The coarse raster with many bands, at least 4.",
         "GUIDE": "The finer raster: panchromatic (one band) or multispectral.",
-        "METHODS": "The methods to compare. None: all that need no weights of their own.",
+        "METHODS": "The methods to compare. None: all that take this guide and need no weights that are not here.",
         "EXTENT": "Only fuse this area, snapped to the guide's pixels. Empty: the area that both layers cover.",
         "DEVICE": "Where to compute: auto takes a CUDA device when there is one that works, else the CPU.",
         "DTYPE": (

@@ -230,8 +230,9 @@ def test_cancel_keeps_what_is_finished(pair, tmp_path, monkeypatch):
     def cancelled():
         return any(isinstance(m, Progress) and m.stage.startswith("sfim") for m in said)
 
-    with pytest.raises(Cancelled):
+    with pytest.raises(Cancelled) as stopped:
         compare(*pair, tmp_path / "out", METHODS, control=Control(said.append, cancelled))
+    assert "same folder" in stopped.value.hint  # and not "nothing was written"
     names = sorted(p.name for p in (tmp_path / "out").iterdir())
     assert names == ["bicubic", "gsa", "sfim"]
     assert list((tmp_path / "out" / "sfim").iterdir()) == []
