@@ -144,6 +144,10 @@ def check_job(job: CompareJob) -> list[str]:
             "name either the two rasters or the folder",
             ErrorCode.USAGE,
         )
+    if job.cubes and job.extent is not None:
+        raise HyperSharpError(
+            "an extent belongs to a pair, not to a folder of cubes", "leave it out", ErrorCode.USAGE
+        )
     if not job.folder:
         raise HyperSharpError("no folder for the results", "name one", ErrorCode.USAGE)
     if job.dtype not in DTYPES or not job.memory_gb > 0:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import datetime
 import json
 import os
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 import jinja2
 import numpy as np
 import rasterio
-from rasterio.errors import RasterioError
+from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.windows import Window
 
 from ..comparison_table import CONTROL, INTERPOLATION, SECTIONS, row_of, short
@@ -77,7 +78,7 @@ def build_comparison_report(
         "views": first,
         "plots": {
             "per_band": _both(lambda theme: _curves(done, metrics, first, theme)),
-            "spectra": _both(lambda theme: _spectra(table, Path(folder), done, views, reference, theme)),
+            "spectra": _spectra(Path(folder), done, views, reference),
             "cost": _cost(table),
             "location": _location(first),
         },
@@ -282,13 +283,11 @@ def _curves(
 
 
 def _spectra(
-    table: Mapping[str, Any],
     folder: Path,
     done: list[dict[str, Any]],
     views: Mapping[str, Views],
     reference: str | os.PathLike[str] | None,
-    theme: Theme,
-) -> bytes | None:
+) -> dict[str, str] | None:
     """Return the spectra of the methods ranked first at the pixels that the first one's page would choose."""
     shown = [r for r in done if r["method"] in views and r["method"] != INTERPOLATION][:HIGHLIGHTED]
     if not shown:
@@ -296,18 +295,30 @@ def _spectra(
     own = views[shown[0]["method"]]
     spots = []
     for spot in own.spots:
-        spectra = {short(r): _spectrum(folder / r["fused"], spot.row, spot.col) for r in shown}
-        found = {name: s for name, s in spectra.items() if s is not None}
+        found: dict[str, np.ndarray] = {}
+        for row in shown:
+            # The pixels are chosen by the inputs, so the other methods' views hold them too, but for masks.
+            known = (s.fused for s in views[row["method"]].spots if (s.row, s.col) == (spot.row, spot.col))
+            spectrum = next(known, None)
+            if spectrum is None:
+                spectrum = _spectrum(folder / row["fused"], spot.row, spot.col)
+            if spectrum is not None:
+                found[short(row)] = spectrum
         truth = None if reference is None else _spectrum(Path(reference), spot.row, spot.col)
         if found:
             spots.append(SpotSpectra(spot, found, truth))
-    return spectra_plot(spots, own.wavelength_nm, own.hs_wavelength_nm, own.guide_ranges_nm, theme)
+    return _both(
+        lambda theme: spectra_plot(spots, own.wavelength_nm, own.hs_wavelength_nm, own.guide_ranges_nm, theme)
+    )
 
 
 def _spectrum(path: Path, row: int, col: int) -> np.ndarray | None:
     """Return one pixel's spectrum, NaN where invalid; None when it cannot be read."""
     try:
-        with rasterio.open(path) as dataset:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", NotGeoreferencedWarning)
+            dataset = rasterio.open(path)
+        with dataset:
             if not (0 <= row < dataset.height and 0 <= col < dataset.width):
                 return None
             values = dataset.read(window=Window(col, row, 1, 1), masked=True)

@@ -333,6 +333,7 @@ def test_methods_that_belong_to_all(tmp_path, monkeypatch):
         (CompareJob("a", "b", "c", cubes="d"), "HS raster and a guide"),
         (CompareJob("", "", "c"), "HS raster and a guide"),
         (CompareJob("a", "b", ""), "no folder"),
+        (CompareJob("", "", "c", cubes="d", extent=(0, 0, 1, 1)), "extent"),
         (CompareJob("a", "b", "c", dtype="int3"), "dtype"),
         (CompareJob("a", "b", "c", memory_gb=0), "memory"),
         (CompareJob("a", "b", "c", parameters={"magic": {}}), "unknown method"),
