@@ -190,12 +190,9 @@ def _plots(metrics: dict[str, Any], views: Views | None, name: str) -> dict[str,
 def _map(picture: MapPicture) -> dict[str, Any]:
     """Return a map for the page: the picture, the labels of its colours, and what it says."""
     kind, key = picture.kind, picture.kind.key.partition("_ref")[0]
-    rows, cols = picture.values.shape
     return {
         "title": kind.title,
         "uri": data_uri(map_png(picture.values, picture.top)),
-        # The page is 880 px wide or more, a column of three 300: a tall map gets no more height than width.
-        "width": round(300 * min(1.0, cols / rows)),
         "scale": [_with_unit(f"{picture.top * share:.3g}", picture.unit) for share in (0, 0.5, 1)],
         "mean": _with_unit(show(key, picture.mean), picture.unit),
         "about": MAP_TEXTS[kind.key],
