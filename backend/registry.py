@@ -205,6 +205,24 @@ METHODS: dict[str, MethodInfo] = {
             "bayes:Bayes",
             relative_cost=2.0,
         ),
+        MethodInfo(
+            "hysure",
+            "HySure (vector total variation)",
+            "subspace",
+            "Convex fusion whose edges fall together in all bands; quiet results, slower.",
+            "Simoes, Bioucas-Dias, Almeida and Chanussot, IEEE TGRS 53(6), 2015",
+            "hysure:HySure",
+            relative_cost=12.0,
+        ),
+        MethodInfo(
+            "cnmf",
+            "CNMF (coupled unmixing)",
+            "subspace",
+            "Unmixes both images with the same endmembers; non-negative, good at brightness, slower.",
+            "Yokoya, Yairi and Iwasaki, IEEE TGRS 50(2), 2012",
+            "cnmf:CNMF",
+            relative_cost=10.0,
+        ),
     )
 }
 

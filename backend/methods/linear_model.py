@@ -26,6 +26,7 @@ from .injection import summary
 from .registration import Registration
 from .subspace import (
     CoarsePair,
+    CoarseWindow,
     Subspace,
     apply,
     coarse_pair,
@@ -44,6 +45,8 @@ WORTH_SAYING = 0.1
 """Shift in fine pixels from which on a person is told."""
 NOISE_FLOOR = 1e-6
 """Least noise variance relative to the signal's, so that noise-free pairs stay solvable in single precision."""
+ROUNDING = 1e-5
+"""Deviation of a guide, relative to its mean, below which it is single-precision rounding and no detail."""
 DETAIL_FLOOR = 1e-4
 """Least detail variance relative to a component's own variance."""
 BLOCK_MARGIN = 6
@@ -117,7 +120,11 @@ class LinearModelMethod(FusionMethod):
             joint.update(window.own(both)[:, keep])
             gain = self.registration.mtf_gain
             detail.update(one_scale_down(window, window.pair.coefficients, scene, gain)[:, keep])
+            self.observe(window)
         self._learn(statistics, *joint.compute(), detail.compute()[1])
+
+    def observe(self, window: CoarseWindow) -> None:
+        """Look at a window of the first pass; for subclasses that need more than moments."""
 
     def _learn(self, statistics: SceneStatistics, mean: Tensor, joint: Tensor, detail: Tensor) -> None:
         rank = self.subspace.rank
@@ -136,9 +143,10 @@ class LinearModelMethod(FusionMethod):
         left = joint[rank:, rank:] - through - through.T + self.mixing @ joint[:rank, :rank] @ self.mixing.T
         self.guide_offset = mean[rank:] - self.mixing @ mean[:rank]
         guide_variance = joint.diagonal()[rank:]
-        floor = NOISE_FLOOR * guide_variance + (1e-5 * self.guide_mean) ** 2 + 1e-30
-        self.guide_noise = torch.maximum(left.diagonal(), floor)
-        self.explained = 1.0 - left.diagonal() / guide_variance.clamp_min(1e-300)
+        rounding = (ROUNDING * self.guide_mean) ** 2 + 1e-30
+        self.guide_noise = torch.maximum(left.diagonal(), NOISE_FLOOR * guide_variance + rounding)
+        explained = 1.0 - left.diagonal() / guide_variance.clamp_min(1e-300)
+        self.explained = torch.where(guide_variance > rounding, explained.clamp(0, 1), 0.0)
         self.detail = positive_definite(
             detail - torch.diag(0.95 * self.subspace.component_noise), DETAIL_FLOOR * variance
         )

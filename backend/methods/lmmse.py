@@ -19,7 +19,7 @@ from ..scene import FILL_REACH, MomentAccumulator, Scene, Tile
 from .base import FusionMethod
 from .blocks import Side
 from .injection import add_detail, ridge_solve, summary
-from .linear_model import describe_registration, describe_subspace, find_registration
+from .linear_model import ROUNDING, describe_registration, describe_subspace, find_registration
 from .subspace import (
     CoarsePair,
     apply,
@@ -36,8 +36,6 @@ WINDOW = (1.0, 4.0, 6.0, 4.0, 1.0)
 GUIDE_RIDGE = 1e-4
 """Ridge of local gains, relative to the guide's mean local variance."""
 FILTER_RIDGE = 1e-4
-ROUNDING = 1e-5
-"""Deviation of a guide, relative to its mean, below which it is single-precision rounding and no detail."""
 BACK_PROJECTION_REACH = 2
 """Coarse pixels to which the back-projection's operator is cut."""
 GAIN_REACH = FILL_REACH + 6

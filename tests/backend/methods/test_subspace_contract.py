@@ -9,8 +9,8 @@ from hypersharp.backend.control import Control
 from hypersharp.backend.errors import Cancelled, HyperSharpError
 from hypersharp.backend.registry import load_method, method_info
 
-METHODS = ["lmmse", "sylvester", "bayes"]
-SEAM = {"sylvester": 1e-3, "bayes": 1e-3}
+METHODS = ["lmmse", "sylvester", "bayes", "hysure", "cnmf"]
+SEAM = {"sylvester": 1e-3, "bayes": 1e-3, "hysure": 1e-2, "cnmf": 2e-3}
 """Largest difference, of the largest value, where a method solves overlapping blocks; the others are exact."""
 
 
