@@ -30,6 +30,11 @@ QUICKLOOKS = (
 )
 
 
+def fewer_colours(image):
+    """Return a picture in steps of 8 of 256 a colour: half the size, no difference that an eye sees."""
+    return image.point([min(255, (v + 4) // 8 * 8) for v in range(256)] * 3)
+
+
 def render(page, picture, scheme):
     """Render a page at full length, cut to its content."""
     browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -49,7 +54,7 @@ def render(page, picture, scheme):
     bottom = ImageChops.difference(image, ground).getbbox()[3]
     longest = DARK_PART if scheme == "dark" else image.height
     image = image.crop((0, 0, image.width, min(longest, bottom + 30)))
-    image.save(picture, optimize=True)
+    fewer_colours(image).save(picture, optimize=True)
     print(
         f"{picture.relative_to(ROOT)}: {image.width} x {image.height}, {picture.stat().st_size // 1024} KiB"
     )
