@@ -114,7 +114,7 @@ def build_parser() -> argparse.ArgumentParser:
     train.add_argument("hs", metavar="HS", nargs="?", help="hyperspectral raster")
     train.add_argument("guide", metavar="GUIDE", nargs="?", help="finer panchromatic or multispectral raster")
     train.add_argument("--cubes", metavar="FOLDER", help="instead of a pair: train on the cubes in it")
-    train.add_argument("--method", required=True, help="id of a learned method")
+    train.add_argument("--method", required=True, help="s3rnet, or csakd (a student beside its teacher)")
     train.add_argument("-o", "--output", required=True, metavar="WEIGHTS", help="weights folder to write")
     train.add_argument("--steps", type=int, default=2000, metavar="N", help="training steps (default 2000)")
     train.add_argument("--resume", action="store_true", help="continue an interrupted run")

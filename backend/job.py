@@ -182,7 +182,7 @@ class TrainJob:
 
     Attributes:
         output: the weights folder.
-        method: method id.
+        method: "s3rnet", or "csakd" (a student beside its teacher).
         hs, guide: paths of a pair (scene-adaptive training by Wald's protocol); or
         cubes: path of a folder with hyperspectral cubes.
         steps: training steps.

@@ -62,6 +62,7 @@ class LearnedFusion(FusionMethod):
         """
         self.model, self.components = load_network(find_weights(self.weights), self.network)
         self.model.to(scene.device)
+        self._control = control
         self.closed: ClosedForm = fit_closed_form(scene, control)
         self.statistics = component_statistics(scene, self.closed.subspace, control)
         if self.steps:
@@ -117,9 +118,12 @@ class LearnedFusion(FusionMethod):
         planes = make_planes(estimate[:k], coarse, guide, self.statistics, ratio, gain)
         origin = (tile.rows[0], tile.cols[0])
         # One component at a time: that bounds the memory, and on a CPU it is no slower.
-        out = torch.cat(
-            [self._run(planes.coarse[i : i + 1], planes.fine[i : i + 1], origin) for i in range(k)]
-        )
+        parts = []
+        for i in range(k):
+            # A tile takes seconds here: a cancel must not wait for its end.
+            self._control.check()
+            parts.append(self._run(planes.coarse[i : i + 1], planes.fine[i : i + 1], origin))
+        out = torch.cat(parts)
         correction = read_output(out, planes.fine) * planes.unit[:, None, None]
         return consistent(correction, ratio, gain, self.closed.trust[:k])
 

@@ -55,6 +55,10 @@ PRESETS: dict[str, Preset] = {
 }
 """By method id. The teacher of `csakd` owes its student nothing: it is what `csakd-teacher` and `s3rnet` are."""
 
+TRAINABLE = ("s3rnet", "csakd")
+"""What `hypersharp train` makes: weights that `fuse --method s3rnet --weights FOLDER` can use (csakd's student is of
+the same class). HyFusion's network is trained from Python; it is too slow on a CPU to be a method (docs/models.md)."""
+
 
 def build(config: MBFNConfig | HyFusionConfig) -> PretrainedModel:
     """Return a network that begins as a correction of (almost) nothing."""

@@ -27,7 +27,7 @@ from .card import weights_card
 from .cubes import Cube, read_cubes
 from .examples import Example, ExampleStream, make_example
 from .pairs import PairSettings
-from .presets import COMPONENTS, PRESETS, build
+from .presets import COMPONENTS, PRESETS, TRAINABLE, build
 from .trainer import STATE_NAME, Trainer, TrainOutcome, TrainSettings
 
 VALIDATION_EXAMPLES = 8
@@ -104,9 +104,9 @@ def run_train(job: TrainJob, control: Control | None = None) -> Result:
 
 
 def _check(job: TrainJob) -> Any:
-    if job.method not in PRESETS:
+    if job.method not in TRAINABLE:
         raise HyperSharpError(
-            f"{job.method} cannot be trained", f"choose one of {', '.join(PRESETS)}", ErrorCode.USAGE
+            f"{job.method} cannot be trained", f"choose one of {', '.join(TRAINABLE)}", ErrorCode.USAGE
         )
     if bool(job.cubes) == bool(job.hs and job.guide):
         raise HyperSharpError(

@@ -166,3 +166,14 @@ def test_a_pair_too_small_to_adapt_to_is_fused_all_the_same(tmp_path):
     method.fit(scene, control)
     assert method.adaptation == {"steps": 0, "gain_db": None, "used": False}
     assert any("too small to adapt" in w for w in control.warnings)
+
+
+def test_a_cancel_does_not_wait_for_the_end_of_a_tile(tmp_path):
+    _, scene = make_scene()
+    method = S3RNet({"weights": weights(tmp_path / "w", SMALL_MBFN)})
+    wanted = []
+    method.fit(scene, Control(is_cancelled=lambda: bool(wanted)))
+    tile = scene.tile((0, 160), (0, 160), method.halo)
+    wanted.append(True)
+    with pytest.raises(HyperSharpError, match="cancelled"):
+        method.fuse(tile)
