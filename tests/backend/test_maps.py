@@ -141,6 +141,17 @@ def test_tiles_and_an_extent_do_not_show(pair_files, tmp_path, monkeypatch):
         assert file.shape == fused.shape and file.transform == fused.transform and file.crs == fused.crs
 
 
+@pytest.mark.gpu
+def test_cuda_gives_the_same_maps(truth_files, tmp_path):
+    f = truth_files
+    for device in ("cpu", "cuda"):
+        options = {"method": "gsa", "reference": f["reference"], "maps": str(tmp_path / device)}
+        assess(f["fused"], f["hs"], f["guide"], device=device, **options)
+    for name in MAP_NAMES:
+        one, other = (read(tmp_path / device / f"{name}.tif")[0] for device in ("cpu", "cuda"))
+        np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-3, err_msg=name)
+
+
 # ------------------------------------------------------------------ files
 
 
