@@ -15,8 +15,8 @@ from .base import FusionMethod
 from .coarse_detail import coarse_detail_tiles
 from .injection import add_detail, guide_gains, summary
 
-RIDGE = 1e-6
-"""Ridge of the fit, relative to each predictor's variance: neighbouring HS bands are nearly collinear."""
+RIDGE = 1e-3
+"""Ridge of the fit, relative to each band's own variance: neighbouring HS bands are nearly collinear."""
 
 
 class BdsdPc(FusionMethod):
@@ -84,7 +84,9 @@ def constrained_coefficients(
     # A band without variance predicts nothing: its scale is arbitrary, its column stays 0.
     scale = torch.where(variance > 1e-12 * variance.max(), variance, 1.0).sqrt()
     system = system / scale[:, None] / scale[None, :]
-    system.diagonal().add_(RIDGE)
+    # Relative to the variance of what the coefficient will act on: a band of noise hardly survives the low-pass
+    # filter, and a coefficient learned on what does would blow up the noise of the band itself.
+    system.diagonal().add_(RIDGE * (covariance[high, high].diagonal() / scale**2).clamp_min(1.0))
     root = torch.linalg.cholesky(system)
     # Normal equations of [-l, p_b] and target h_b - l_b, in units of each predictor's standard deviation.
     target = (covariance[low, high] - covariance[low, low]) / scale[:, None]

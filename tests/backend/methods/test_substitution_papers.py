@@ -168,14 +168,18 @@ def test_bdsd_pc(plain, guide_bands):
         guide_b = synthesis[b] @ x
         design = np.concatenate([-predictors, guide_b[None]]).T
         target = (p.hs[b] - hs_low[b]).ravel()
-        solution = lsq_linear(design, target - target.mean(), bounds=(0, np.inf), tol=1e-12).x
+        # The ridge, as further lines: 1e-3 of the variance of what each coefficient acts on.
+        power = np.append(np.maximum(p.hs.var(axis=(1, 2)), predictors.var(axis=1)), guide_b.var())
+        design = np.concatenate([design, np.diag(np.sqrt(1e-3 * target.size * power))])
+        right = np.concatenate([target - target.mean(), np.zeros(6)])
+        solution = lsq_linear(design, right, bounds=(0, np.inf), tol=1e-12).x
         expected[b] = (
             p.up[b]
             - mix(solution[:5], p.up - p.mean[:, None, None])
             + solution[5] * mix(synthesis[b], p.guide - p.guide_mean[:, None, None])
         )
         assert (solution >= 0).all() and solution[5] > 0
-    close(plain.fuse("bdsd-pc", p.hs, p.guide, 4).image, expected, p.truth, 1e-3)
+    close(plain.fuse("bdsd-pc", p.hs, p.guide, 4).image, expected, p.truth, 1e-4)
 
 
 def test_bdsd_pc_turns_the_guide_over_for_a_band_that_mirrors_it(plain):
