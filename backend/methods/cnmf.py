@@ -22,6 +22,8 @@ SAMPLES = 2
 SUM_WEIGHT = 1.0
 """Weight of the abundances' sum-to-one row, relative to the spectra's root mean square."""
 TINY = 1e-9
+CHUNK = 4096
+"""Pixels updated at once."""
 
 
 class CNMF(LinearModelMethod):
@@ -159,9 +161,16 @@ def multiply(factors: Tensor, values: Tensor, start: Tensor, iterations: int, co
     product, square = factors.T @ values, factors.T @ factors
     floor = TINY * float(square.diagonal().mean())
     out = start.clone()
-    for _ in range(iterations):
+    # A chunk stays in the processor's cache through all of its iterations.
+    for first in range(0, out.shape[1], CHUNK):
         control.check()
-        out *= product / torch.mm(square, out).add_(floor)
+        part, wanted = (
+            out[:, first : first + CHUNK].contiguous(),
+            product[:, first : first + CHUNK].contiguous(),
+        )
+        for _ in range(iterations):
+            part *= wanted / torch.mm(square, part).add_(floor)
+        out[:, first : first + CHUNK] = part
     return out
 
 

@@ -44,7 +44,7 @@ class HySure(LinearModelMethod):
         **LinearModelMethod.defaults,
         "rank": 10,
         "weight": 2.0,
-        "iterations": 40,
+        "iterations": 25,
     }
 
     def fit(self, scene: Scene, control: Control) -> None:
@@ -97,26 +97,30 @@ class HySure(LinearModelMethod):
         threshold = THRESHOLD * self.mean_gradient
         target, seen = apply(self.inward, block.target), block.hs_seen
         x = apply(self.inward, block.start) + apply(self.first_gains, block.missing)
-        v1 = v2 = x
-        v3 = gradient(x)
+        # Of each splitting v = x with scaled multiplier d only what was denoised, near = x - d, and the outcome v
+        # are kept: then d = v - near, and the next x sees v + d = 2 v - near. At first v = x and d = 0.
+        right = 2.0 * x
         d1, d2 = torch.zeros_like(x), torch.zeros_like(x)
-        d3 = [torch.zeros_like(v) for v in v3]
+        slopes = gradient(x)
+        divergence(*slopes, right)
+        d3 = [torch.zeros_like(s) for s in slopes]
         for _ in range(int(self.parameters["iterations"])):
             self.control.check()
-            right = v1 + d1 + v2 + d2 + divergence(v3[0] + d3[0], v3[1] + d3[1])
-            turned = separable(rows.matrix, cols.matrix, right) / laplacian
+            turned = separable(rows.matrix, cols.matrix, right).div_(laplacian)
             x = separable(rows.matrix.T, cols.matrix.T, turned)
+            # HS term: v1 = near + change, so v1 + d1 = near + 2 change and d1 = change.
             near = x - d1
-            v1 = near + pull_back((target - block.degrade(near)) * seen, strength, block.rows, block.cols)
+            d1 = pull_back((target - block.degrade(near)) * seen, strength, block.rows, block.cols)
+            right = near.add_(d1, alpha=2.0)
             near = x - d2
-            v2 = near + apply(self.gains, (block.guide - apply(self.view, near)) * block.seen)
-            slope = gradient(x)
-            near = [s - d for s, d in zip(slope, d3)]
-            size = sum(n.square().sum(dim=0) for n in near).sqrt()
-            shrink = (1.0 - threshold / size.clamp_min(1e-30)).clamp_min(0.0)
-            v3 = [n * shrink for n in near]
-            d1, d2 = d1 - (x - v1), d2 - (x - v2)
-            d3 = [d - (s - v) for d, s, v in zip(d3, slope, v3)]
+            d2 = apply(self.gains, (block.guide - apply(self.view, near)) * block.seen)
+            right += near.add_(d2, alpha=2.0)
+            # Gradient: v3 = shrink near, so v3 + d3 = (2 shrink - 1) near and d3 = (shrink - 1) near.
+            near3 = [s.sub_(d) for s, d in zip(gradient(x), d3)]
+            size = sum(torch.linalg.vector_norm(n, dim=0).square_() for n in near3).sqrt_()
+            shrink = (1.0 - threshold / size.clamp_min_(1e-30)).clamp_min_(0.0)
+            divergence(*(n * (2.0 * shrink - 1.0) for n in near3), right)
+            d3 = [n.mul_(shrink - 1.0) for n in near3]
         return apply(self.outward, x)
 
     def describe(self) -> dict[str, Any]:
@@ -143,9 +147,8 @@ def gradient(image: Tensor) -> list[Tensor]:
     return [down, right]
 
 
-def divergence(down: Tensor, right: Tensor) -> Tensor:
-    """Return the adjoint of `gradient`."""
-    out = torch.zeros_like(down)
+def divergence(down: Tensor, right: Tensor, out: Tensor) -> Tensor:
+    """Add the adjoint of `gradient`, applied to its two parts, to `out`."""
     out[:, :-1] -= down[:, :-1]
     out[:, 1:] += down[:, :-1]
     out[:, :, :-1] -= right[:, :, :-1]

@@ -83,7 +83,9 @@ def test_divergence_is_the_adjoint_of_the_gradient():
     rng = np.random.default_rng(0)
     x, a, b = (torch.as_tensor(rng.normal(size=(3, 7, 9))) for _ in range(3))
     down, right = gradient(x)
-    assert float((down * a).sum() + (right * b).sum()) == pytest.approx(float((x * divergence(a, b)).sum()))
+    assert float((down * a).sum() + (right * b).sum()) == pytest.approx(
+        float((x * divergence(a, b, torch.zeros_like(x))).sum())
+    )
 
 
 def test_more_weight_means_less_variation(plain):
