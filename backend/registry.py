@@ -223,6 +223,16 @@ METHODS: dict[str, MethodInfo] = {
             "cnmf:CNMF",
             relative_cost=5.0,
         ),
+        MethodInfo(
+            "s3rnet",
+            "S3RNet on LMMSE (experimental)",
+            "learned",
+            "A network corrects lmmse; for weights of your own: those shipped are no better than lmmse, and slower.",
+            "Lee et al., IGARSS 2025, arXiv 2501.07953",
+            "learned:S3RNet",
+            needs_weights=True,
+            relative_cost=40.0,
+        ),
     )
 }
 
