@@ -140,7 +140,7 @@ def _reason(table: Mapping[str, Any], best: Mapping[str, Any]) -> str:
         "reduced_resolution": "at reduced resolution",
         "full_resolution": "at full resolution",
     }[basis]
-    shown = ("D_lambda_K", "RQNR") if basis == "full_resolution" else ("PSNR", "SAM", "Q2n")
+    shown = ("D_lambda_K", "D_s_R") if basis == "full_resolution" else ("PSNR", "SAM", "Q2n")
     pairs = [
         f"{SYMBOLS.get(key, key)} {_value(key, one)} instead of {_value(key, two)}"
         for key in shown

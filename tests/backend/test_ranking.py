@@ -23,7 +23,7 @@ def metrics(scale=1.0, reference=False, reduced=True, full=True):
         "Q2n": 1 - 0.4 * scale,
         "D_lambda_K": 0.1 * scale,
         "D_rho": 0.5 * scale,
-        "RQNR": 1 - 0.3 * scale,
+        "D_s_R": 0.3 * scale,
         "ERGAS": 3.0 * scale,
     }
     part = {"fused": fused, "interpolated": control}
@@ -67,11 +67,11 @@ def test_distance_from_perfect(key, value, error):
     assert got is None if error is None else got == pytest.approx(error)
 
 
-@pytest.mark.parametrize("key", ["PSNR", "SAM", "D_lambda_K"])
+@pytest.mark.parametrize("key", ["PSNR", "SAM", "Q2n", "D_lambda_K"])
 def test_improving_any_index_raises_the_score(key):
     better = metrics()
     section = "full_resolution" if key == "D_lambda_K" else "reduced_resolution"
-    step = {"PSNR": 1.0, "SAM": -0.5, "D_lambda_K": -0.02}[key]
+    step = {"PSNR": 1.0, "SAM": -0.5, "Q2n": 0.05, "D_lambda_K": -0.02}[key]
     fused = dict(better[section]["fused"])
     fused[key] += step
     better[section] = {**better[section], "fused": fused}

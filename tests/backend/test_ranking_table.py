@@ -26,8 +26,11 @@ def test_tau_in_closed_form(table):
 
 def test_judges_read_errors(table):
     values = {
-        "(interpolation)": {"full": {"D_lambda_K": 0.2, "RQNR": 0.5}, "reduced": {"PSNR": 20.0, "SAM": 4.0}},
-        "gsa": {"full": {"D_lambda_K": 0.1, "RQNR": 0.9}, "reduced": {"PSNR": 26.0, "SAM": 2.0}},
+        "(interpolation)": {
+            "full": {"D_lambda_K": 0.2, "D_s_R": 0.5},
+            "reduced": {"PSNR": 20.0, "SAM": 4.0, "Q2n": 0.5},
+        },
+        "gsa": {"full": {"D_lambda_K": 0.1, "D_s_R": 0.1}, "reduced": {"PSNR": 26.0, "SAM": 2.0, "Q2n": 0.8}},
     }
     psnr = table.single("reduced", "PSNR")
     assert psnr("gsa", values) == pytest.approx(math.log(10 ** (-26 / 20)))
