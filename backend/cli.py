@@ -117,6 +117,7 @@ def build_parser() -> argparse.ArgumentParser:
     train.add_argument("--method", required=True, help="s3rnet, or csakd (a student beside its teacher)")
     train.add_argument("-o", "--output", required=True, metavar="WEIGHTS", help="weights folder to write")
     train.add_argument("--steps", type=int, default=2000, metavar="N", help="training steps (default 2000)")
+    train.add_argument("--batch", type=int, default=1, metavar="N", help="scenes per step (default 1)")
     train.add_argument("--resume", action="store_true", help="continue an interrupted run")
     train.add_argument("--weights", metavar="NAME|FOLDER", help="weights to start from")
     train.add_argument(
@@ -237,6 +238,7 @@ def _train_job(args: argparse.Namespace) -> TrainJob:
         guide=args.guide,
         cubes=args.cubes,
         steps=args.steps,
+        batch=args.batch,
         resume=args.resume,
         weights=args.weights,
         leave_out=args.leave_out,

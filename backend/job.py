@@ -186,6 +186,7 @@ class TrainJob:
         hs, guide: paths of a pair (scene-adaptive training by Wald's protocol); or
         cubes: path of a folder with hyperspectral cubes.
         steps: training steps.
+        batch: scenes whose gradients a step adds up.
         resume: continue an interrupted run whose state lies in `output`.
         weights: name or folder of weights to start from; None for new ones.
         leave_out: beginnings of the names of cubes that are not used at all.
@@ -203,6 +204,7 @@ class TrainJob:
     guide: Optional[str] = None
     cubes: Optional[str] = None
     steps: int = 2000
+    batch: int = 1
     resume: bool = False
     weights: Optional[str] = None
     leave_out: list[str] = field(default_factory=list)

@@ -114,8 +114,10 @@ def _check(job: TrainJob) -> Any:
             "give --cubes FOLDER, or an HS raster and its guide",
             ErrorCode.USAGE,
         )
-    if job.steps < 1:
-        raise HyperSharpError(f"{job.steps} training steps", "give 1 or more", ErrorCode.USAGE)
+    if job.steps < 1 or job.batch < 1:
+        raise HyperSharpError(
+            f"{job.steps} training steps of {job.batch} scenes", "give 1 or more of both", ErrorCode.USAGE
+        )
     return PRESETS[job.method]
 
 
@@ -175,6 +177,7 @@ def _from_cubes(job: TrainJob) -> tuple[ExampleStream, list[Example], dict[str, 
     stream = ExampleStream(training, pairs, COMPONENTS, job.seed, window=96, renew=3)
     seen = ExampleStream(validation, VALIDATION_PAIRS, COMPONENTS, VALIDATION_SEED)
     data = {
+        "started_from": job.weights,
         "cubes": [c.name for c in training],
         "validated_on": [c.name for c in validation],
         "left_out": list(job.leave_out),
