@@ -37,7 +37,7 @@ class HySure(LinearModelMethod):
     Options:
         weight: of the total variation.
         iterations: of ADMM.
-        rank, register: see `LinearModelMethod`.
+        rank, register, frame: see `LinearModelMethod`.
     """
 
     defaults: ClassVar[Mapping[str, Any]] = {

@@ -9,6 +9,7 @@ D is the HS sensor's degradation, A the guide's spectral response in the subspac
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, ClassVar
@@ -17,7 +18,8 @@ import torch
 from torch import Tensor
 
 from ..control import Control
-from ..degradation import separable
+from ..degradation import gaussian_sigma, separable
+from ..errors import ErrorCode, HyperSharpError
 from ..response_estimation import ResponseEstimate, estimate_response, estimate_srf
 from ..scene import FILL_REACH, MomentAccumulator, Scene, SceneStatistics, Tile
 from .base import FusionMethod
@@ -41,6 +43,9 @@ CLEARLY_BETTER = 0.05
 """Share of what the nominal PSF leaves unexplained that an estimated one must explain to be used."""
 LEAST_GAIN = 1e-4
 """The same as a share of the guide's variance."""
+FRAMES = ("hs", "guide")
+DOUBT = 0.02
+"""Unexplained share of the guide at which the estimated PSF counts as much as the nominal one."""
 WORTH_SAYING = 0.1
 """Shift in fine pixels from which on a person is told."""
 NOISE_FLOOR = 1e-6
@@ -71,9 +76,33 @@ def find_registration(
     if max(abs(s) for s in found.shift) > WORTH_SAYING:
         control.warn(
             f"the guide lies {found.shift[0]:.2f} pixels (rows) and {found.shift[1]:.2f} pixels (columns) off "
-            "the HS image: its detail is moved to match the HS image"
+            "the HS image: its detail is moved to match the HS image (option frame=guide moves the result back)"
         )
-    return Registration(scene.ratio, found.mtf_gain, found.shift, scene.mtf_hs), found
+    # What the HS image does not explain of the guide (parallax, seasons, moving things) looks like blur: the less
+    # is explained, the more the nominal PSF counts.
+    trust = 1.0 / (1.0 + found.unexplained / DOUBT)
+    width = (
+        trust * gaussian_sigma(1, found.mtf_gain) ** 2 + (1 - trust) * gaussian_sigma(1, scene.mtf_hs) ** 2
+    )
+    gain = math.exp(-0.5 * math.pi**2 * width)
+    return Registration(scene.ratio, gain, found.shift, scene.mtf_hs), found
+
+
+def check_frame(parameters: Mapping[str, Any]) -> None:
+    """Refuse a frame that is none.
+
+    Raises:
+        HyperSharpError: with the choices.
+    """
+    if parameters["frame"] not in FRAMES:
+        raise HyperSharpError(
+            f"unknown frame {parameters['frame']!r}", f"use one of {', '.join(FRAMES)}", ErrorCode.USAGE
+        )
+
+
+def moves_back(parameters: Mapping[str, Any], registration: Registration) -> bool:
+    """Return whether the result is to be moved onto the guide's ground."""
+    return parameters["frame"] == "guide" and not registration.still
 
 
 def describe_registration(used: Registration, found: ResponseEstimate | None) -> dict[str, Any]:
@@ -81,6 +110,7 @@ def describe_registration(used: Registration, found: ResponseEstimate | None) ->
     return {
         "mtf_gain": {"nominal": used.nominal_gain, "used": round(used.mtf_gain, 3)},
         "guide_shift_pixels": [round(s, 2) for s in used.shift],
+        "mtf_gain_estimated": None if found is None else round(found.mtf_gain, 3),
         "guide_unexplained": None if found is None else round(found.unexplained, 5),
     }
 
@@ -97,9 +127,14 @@ class LinearModelMethod(FusionMethod):
     Options:
         rank: most components of the subspace.
         register: estimate the PSF's gain and the shift between the images (see `find_registration`).
+        frame: "hs" or "guide": on whose ground the result lies where the two are shifted against each other.
     """
 
-    defaults: ClassVar[Mapping[str, Any]] = {"rank": 12, "register": True}
+    defaults: ClassVar[Mapping[str, Any]] = {"rank": 12, "register": True, "frame": "hs"}
+
+    def __init__(self, parameters: Mapping[str, Any] | None = None) -> None:
+        super().__init__(parameters)
+        check_frame(self.parameters)
 
     def fit(self, scene: Scene, control: Control) -> None:
         """Learn subspace, PSF, shift, the guide's response, noise and the covariance of the detail."""
@@ -110,6 +145,8 @@ class LinearModelMethod(FusionMethod):
             scene, self.subspace, bool(self.parameters["register"]), control
         )
         self.halo = BLOCK_MARGIN + self.registration.psf_pixels + self.registration.margin
+        self.moves_back = moves_back(self.parameters, self.registration)
+        self.halo += self.registration.margin if self.moves_back else 0
         joint, detail = MomentAccumulator(), MomentAccumulator()
         context = detail_context(scene.ratio)
         for window in coarse_windows(
@@ -157,10 +194,15 @@ class LinearModelMethod(FusionMethod):
 
     def assemble(self, block: Block, coefficients: Tensor) -> Tensor:
         """Return the fused tile of fine coefficients `[rank, rows, cols]`: what lies outside is interpolated."""
-        tile, own = block.tile, coefficients[:, block.rows.own, block.cols.own]
+        tile, rows, cols = block.tile, block.rows, block.cols
         centred = self.subspace.centred(tile.hs) * grown(tile.hs_mask, FILL_REACH)
         outside = apply(self.subspace.residual, centred) + self.subspace.mean.to(centred)[:, None, None]
-        fused = tile.upsample(outside)
+        if self.moves_back:
+            back = self.registration.back((rows.fine, cols.fine), (rows.own, cols.own))
+            fused = separable(back[0] @ rows.up, back[1] @ cols.up, outside)
+            own = separable(*back, coefficients)
+        else:
+            fused, own = tile.upsample(outside), coefficients[:, rows.own, cols.own]
         flat = fused.view(len(fused), -1)
         flat.addmm_(self.subspace.decode.to(flat), own.reshape(len(own), -1))
         return fused

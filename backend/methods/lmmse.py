@@ -19,7 +19,14 @@ from ..scene import FILL_REACH, MomentAccumulator, Scene, Tile
 from .base import FusionMethod
 from .blocks import Side
 from .injection import add_detail, ridge_solve, summary
-from .linear_model import ROUNDING, describe_registration, describe_subspace, find_registration
+from .linear_model import (
+    ROUNDING,
+    check_frame,
+    describe_registration,
+    describe_subspace,
+    find_registration,
+    moves_back,
+)
 from .subspace import (
     CoarsePair,
     apply,
@@ -83,12 +90,20 @@ class LMMSE(FusionMethod):
         iterations: of the back-projection; 0 for none.
         register: estimate the PSF's gain and the shift between the images from the pair, and use them where they
             explain it clearly better than the nominal ones.
+        frame: "hs" or "guide": on whose ground the result lies where the two are shifted against each other.
     """
 
-    defaults: ClassVar[Mapping[str, Any]] = {"rank": 16, "prior": 0.6, "iterations": 4, "register": True}
+    defaults: ClassVar[Mapping[str, Any]] = {
+        "rank": 16,
+        "prior": 0.6,
+        "iterations": 4,
+        "register": True,
+        "frame": "hs",
+    }
 
     def __init__(self, parameters: Mapping[str, Any] | None = None) -> None:
         super().__init__(parameters)
+        check_frame(self.parameters)
         self.iterations = int(self.parameters["iterations"])
 
     def fit(self, scene: Scene, control: Control) -> None:
@@ -104,6 +119,8 @@ class LMMSE(FusionMethod):
         if self.iterations:
             iterated = INTERPOLATION_REACH + BACK_PROJECTION_REACH * (self.iterations - 1)
             self.halo += self.registration.psf_pixels + iterated
+        self.moves_back = moves_back(self.parameters, self.registration)
+        self.halo += self.registration.margin if self.moves_back else 0
         self._fit_filters(scene, control)
         self._fit_gains(scene, control)
 
@@ -225,9 +242,13 @@ class LMMSE(FusionMethod):
         detail = self._detail(tile, clean, pair, sides)
         if self.iterations:
             clean = clean + self._correction(clean, detail, pair, sides)
-        fused = tile.upsample(coarse + apply(self.subspace.decode, clean))
+        coarse = coarse + apply(self.subspace.decode, clean)
+        if self.moves_back:
+            back = self.registration.back((sides[0].fine, sides[1].fine), (sides[0].own, sides[1].own))
+            fused = separable(back[0] @ sides[0].up, back[1] @ sides[1].up, coarse)
+            return add_detail(fused, self.subspace.decode, separable(*back, detail))
         own = detail[:, sides[0].own, sides[1].own]
-        return add_detail(fused, self.subspace.decode, own)
+        return add_detail(tile.upsample(coarse), self.subspace.decode, own)
 
     def _detail(self, tile: Tile, clean: Tensor, pair: CoarsePair, sides: list[Side]) -> Tensor:
         """Return W (g - U D g) on the sides' fine pixels, `[rank, rows, cols]`."""

@@ -2,7 +2,7 @@
 """A tile as it would be if the guide were in register with the HS image and the PSF were the one found.
 
 The guide is moved, by less than a few fine pixels as a rule, and not the HS image: the result then degrades to
-the HS values as they are.
+the HS values as they are. A method can move its result back onto the guide's ground (`Registration.back`).
 """
 
 from __future__ import annotations
@@ -55,6 +55,17 @@ class Registration:
         moved = 0 if self.still else math.ceil(max(abs(s) for s in self.shift)) + TAPS
         return math.ceil(max(0, wider + moved) / self.ratio)
 
+    def back(self, sides: tuple[Range, Range], own: tuple[slice, slice]) -> tuple[Tensor, Tensor]:
+        """Return what moves a result onto the guide's ground: for rows and columns, `[own pixels, fine pixels]`.
+
+        Args:
+            sides: fine pixels (rows, cols) that the result is known on.
+            own: those to keep.
+        """
+        moves = (0.0, 0.0) if self.still else self.shift
+        first, second = (shift_matrix(b - a, -s)[o] for (a, b), s, o in zip(sides, moves, own))
+        return first, second
+
     def apply(self, tile: Tile) -> Tile:
         """Return the tile in register, with `margin` fewer coarse pixels at each edge within the scene."""
         if self.still and self.mtf_gain == tile.mtf_hs:
@@ -63,7 +74,7 @@ class Registration:
         cols, col_part = _cut(tile.coarse_cols, self.margin, tile.scene_coarse[1])
         guide, mask = tile.guide, tile.guide_mask
         if not self.still:
-            sides = [_shift_matrix(n, s) for n, s in zip(guide.shape[1:], self.shift)]
+            sides = [shift_matrix(n, s) for n, s in zip(guide.shape[1:], self.shift)]
             guide = separable(*sides, guide)
             if not bool(mask.all()):
                 sides = [side.abs() for side in sides]
@@ -88,7 +99,7 @@ def _cut(area: Range, by: int, size: int) -> tuple[Range, slice]:
     return (start, stop), slice(start - area[0], stop - area[0])
 
 
-def _shift_matrix(size: int, shift: float) -> Tensor:
+def shift_matrix(size: int, shift: float) -> Tensor:
     """Return interpolation at positions moved by `shift`, ends replicated, `[size, size]`.
 
     A sinc under a Lanczos window of `TAPS` samples on each side: shorter kernels blur the very detail that is

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 from hypersharp.backend.control import Control
+from hypersharp.backend.errors import HyperSharpError
 from hypersharp.backend.methods.lmmse import LMMSE
 from hypersharp.backend.methods.subspace import band_noise, fit_subspace, shrinkage
 
@@ -241,3 +242,22 @@ def test_says_that_the_guide_was_moved(plain):
     control = Control()
     LMMSE().fit(plain.scene(pair.hs, moved(pair.guide, -1.0, 0.0), 4), control)
     assert len(control.warnings) == 1 and "off the HS image" in control.warnings[0]
+
+
+@pytest.mark.parametrize("method", ["lmmse", "sylvester"])
+def test_frame_says_on_whose_ground_the_result_lies(plain, method):
+    """The HS image is off, the guide is right: asked for the guide's ground, the truth comes out there."""
+    pair = plain.make_pair(bands=12, coarse=40, guide_bands=3)
+    hs = plain.degrade(moved(pair.truth, 1.3, -0.6), 4)
+    on_hs = plain.fuse(method, hs, pair.guide, 4)
+    on_guide = plain.fuse(method, hs, pair.guide, 4, frame="guide")
+    np.testing.assert_allclose(on_hs.engine.registration.shift, (1.3, -0.6), atol=0.1)
+    assert psnr(on_guide.image, pair.truth) > psnr(on_hs.image, pair.truth) + 4
+    assert psnr(on_hs.image, moved(pair.truth, 1.3, -0.6)) > psnr(on_hs.image, pair.truth) + 4
+    tiled = plain.fuse(method, hs, pair.guide, 4, tile=44, frame="guide").image
+    assert np.abs(tiled - on_guide.image).max() < 1e-3 * pair.truth.max()
+
+
+def test_unknown_frame_is_refused():
+    with pytest.raises(HyperSharpError, match="unknown frame 'pan'"):
+        LMMSE({"frame": "pan"})
