@@ -16,7 +16,7 @@ from PIL import Image, ImageChops
 
 ROOT = Path(__file__).resolve().parents[1]
 EXAMPLES = ROOT / "docs" / "examples"
-WIDTH, LONGEST = 1240, 7000
+WIDTH, LONGEST = 1240, 10000
 DARK_PART = 2000  # the dark page differs in its colours only: its upper part shows them
 REPORTS = (
     ("demo/report.html", "report-sample.png", "light"),
