@@ -144,25 +144,20 @@ class LearnedFusion(FusionMethod):
 
 
 class S3RNet(LearnedFusion):
-    """S3RNet's multi-branch network with SSAWB (Lee et al., IGARSS 2025, arXiv 2501.07953)."""
+    """S3RNet's multi-branch network with SSAWB (Lee et al., IGARSS 2025, arXiv 2501.07953).
+
+    Weights of CSAKD's student or teacher (arXiv 2406.19666) are of the same class and run as well.
+    """
 
     network = mbfn.MBFN
     own_weights = "s3rnet"
 
 
-class CSAKDTeacher(S3RNet):
-    """CSAKD's teacher (Hsu et al., arXiv 2406.19666), which owes its student nothing: S3RNet's own weights."""
-
-
-class CSAKD(LearnedFusion):
-    """CSAKD's student, trained beside its teacher (Hsu et al., arXiv 2406.19666)."""
-
-    network = mbfn.MBFN
-    own_weights = "csakd"
-
-
 class HyFusionMethod(LearnedFusion):
-    """HyFusion's coupled streams of shifted-window attention (Lee et al., IGARSS 2025, arXiv 2501.04665)."""
+    """HyFusion's coupled streams of shifted-window attention (Lee et al., IGARSS 2025, arXiv 2501.04665).
+
+    Not in the registry: too slow on a CPU, and there are no weights (docs/models.md).
+    """
 
     network = hyfusion.HyFusion
     own_weights = "hyfusion"

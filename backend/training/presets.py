@@ -50,10 +50,9 @@ class Preset:
 PRESETS: dict[str, Preset] = {
     "s3rnet": Preset(_TEACHER),
     "csakd": Preset(_TEACHER, _STUDENT),
-    "csakd-teacher": Preset(_TEACHER),
     "hyfusion": Preset(_HYFUSION, swt=0.05),
 }
-"""By method id. The teacher of `csakd` owes its student nothing: it is what `csakd-teacher` and `s3rnet` are."""
+"""By method. CSAKD's teacher owes its student nothing: it is S3RNet's network, trained as that is."""
 
 TRAINABLE = ("s3rnet", "csakd")
 """What `hypersharp train` makes: weights that `fuse --method s3rnet --weights FOLDER` can use (csakd's student is of

@@ -8,7 +8,7 @@ from hypersharp.backend.control import Control
 from hypersharp.backend.degradation import degrade
 from hypersharp.backend.errors import ErrorCode, HyperSharpError
 from hypersharp.backend.io.source import TensorSource
-from hypersharp.backend.methods.learned import CSAKD, HyFusionMethod, S3RNet
+from hypersharp.backend.methods.learned import HyFusionMethod, S3RNet
 from hypersharp.backend.methods.learned_planes import COARSE_PLANES, FINE_PLANES, FORM, OUTPUTS
 from hypersharp.backend.methods.lmmse import LMMSE
 from hypersharp.backend.models.hyfusion import HyFusion, HyFusionConfig
@@ -114,7 +114,7 @@ def test_wrong_weights_are_refused(tmp_path):
     (tmp_path / "empty").mkdir()
     refused(S3RNet, tmp_path / "empty", "no weights in")
     weights(tmp_path / "full", SMALL_MBFN, form="full-band")
-    refused(CSAKD, tmp_path / "full", "another input: 'full-band'")
+    refused(S3RNet, tmp_path / "full", "another input: 'full-band'")
     weights(tmp_path / "planes", dataclasses.replace(SMALL_MBFN, guide_bands=4))
     refused(S3RNet, tmp_path / "planes", "other planes")
     path = folder / "model.safetensors"
