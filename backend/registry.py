@@ -185,7 +185,7 @@ METHODS: dict[str, MethodInfo] = {
             "Estimates the missing detail in the image's own denoised subspace by local statistics; best all-round.",
             "this project; after Hardie, Eismann and Wilson, IEEE TIP 13(9), 2004",
             "lmmse:LMMSE",
-            relative_cost=2.0,
+            relative_cost=1.5,
         ),
         MethodInfo(
             "sylvester",
@@ -194,7 +194,7 @@ METHODS: dict[str, MethodInfo] = {
             "Exact Gaussian posterior mean in the subspace, in closed form; needs no response function.",
             "Wei, Dobigeon and Tourneret, IEEE TIP 24(11), 2015",
             "sylvester:Sylvester",
-            relative_cost=2.0,
+            relative_cost=1.3,
         ),
         MethodInfo(
             "bayes",
@@ -203,7 +203,7 @@ METHODS: dict[str, MethodInfo] = {
             "Maximum a posteriori from the joint Gaussian statistics of image and guide, pixels independent.",
             "Hardie, Eismann and Wilson, IEEE TIP 13(9), 2004",
             "bayes:Bayes",
-            relative_cost=2.0,
+            relative_cost=1.3,
         ),
         MethodInfo(
             "hysure",
@@ -221,7 +221,7 @@ METHODS: dict[str, MethodInfo] = {
             "Unmixes both images with the same endmembers; non-negative, good at brightness, slower.",
             "Yokoya, Yairi and Iwasaki, IEEE TGRS 50(2), 2012",
             "cnmf:CNMF",
-            relative_cost=5.0,
+            relative_cost=3.0,
         ),
         MethodInfo(
             "s3rnet",
