@@ -19,7 +19,7 @@ from .subspace import apply
 SAMPLE = 48
 """Side in coarse pixels of the windows on which endmembers are learned; `SAMPLES` along each axis at most."""
 SAMPLES = 2
-SUM_WEIGHT = 1.0
+SUM_WEIGHT = 0.5
 """Weight of the abundances' sum-to-one row, relative to the spectra's root mean square."""
 TINY = 1e-9
 CHUNK = 4096
@@ -46,8 +46,8 @@ class CNMF(LinearModelMethod):
         **LinearModelMethod.defaults,
         "rank": 16,
         "endmembers": 20,
-        "outer": 2,
-        "inner": 100,
+        "outer": 4,
+        "inner": 200,
     }
 
     def fit(self, scene: Scene, control: Control) -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypersharp.backend.control import Control
 from hypersharp.backend.errors import Cancelled
-from hypersharp.backend.methods.cnmf import multiply, successive_projections
+from hypersharp.backend.methods.cnmf import SUM_WEIGHT, multiply, successive_projections
 from hypersharp.backend.methods.hysure import divergence, gradient
 from scipy.optimize import minimize
 
@@ -132,7 +132,7 @@ def test_cnmf_follows_its_update_rules(plain):
     engine, own = result.engine, result.engine.subspace
     encode, decode, mean = own.encode.numpy(), own.decode.numpy(), own.mean.numpy()[:, None]
     w, base = engine.endmembers.numpy().astype(float), engine.base.numpy()[:, None]
-    unit = engine.unit
+    unit = SUM_WEIGHT * engine.unit
     z = encode @ (pair.hs.reshape(9, -1) - mean)
     v = np.vstack([np.maximum(decode @ z + mean - base, 0), np.full(72, unit)])
     augmented = np.vstack([w, np.full(w.shape[1], unit)])
