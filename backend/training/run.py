@@ -66,6 +66,7 @@ def run_train(job: TrainJob, control: Control | None = None) -> Result:
     control.step()
     settings = TrainSettings(
         steps=job.steps,
+        examples=job.batch,
         seed=job.seed,
         swt=preset.swt,
         validate_every=job.validate_every,

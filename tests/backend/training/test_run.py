@@ -34,12 +34,13 @@ def test_jobs_survive_json():
 def test_from_cubes_to_weights_that_fuse(cube_folder, tmp_path, capsys):
     out = tmp_path / "weights"
     inputs = ["--cubes", str(cube_folder), "--validate-on", "scene2", "--leave-out", "scene3"]
-    settings = ["--method", "csakd", "-o", str(out), "--steps", "2", "--progress", "json"]
-    code = cli.main(["train", *inputs, *settings])
+    settings = ["--method", "csakd", "-o", str(out), "--steps", "2", "--batch", "3"]
+    code = cli.main(["train", *inputs, *settings, "--progress", "json"])
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert code == 0 and lines[-1]["type"] == "result"
     assert any(line["type"] == "progress" and line["stage"] == "training" for line in lines)
     facts = read_config(out)["training"]
+    assert facts["settings"]["steps"] == 2 and facts["settings"]["examples"] == 3
     assert facts["data"]["cubes"] == ["scene0", "scene1"] and facts["data"]["validated_on"] == ["scene2"]
     assert facts["outcome"]["steps"] == 2 and facts["outcome"]["teacher"][0] == 2
     assert sorted(p.name for p in out.iterdir()) == ["card.md", "config.json", "model.safetensors", "teacher"]
@@ -114,6 +115,7 @@ def test_from_one_pair_and_from_earlier_weights(tmp_path, cube_folder):
         ({"method": "s3rnet"}, "a folder of cubes or one pair"),
         ({"method": "s3rnet", "cubes": ".", "hs": "a", "guide": "b"}, "a folder of cubes or one pair"),
         ({"method": "s3rnet", "cubes": ".", "steps": 0}, "0 training steps"),
+        ({"method": "s3rnet", "cubes": ".", "batch": 0}, "of 0 scenes"),
         ({"method": "s3rnet", "cubes": "./nothing/here"}, "no folder"),
     ],
 )
