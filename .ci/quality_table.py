@@ -70,7 +70,7 @@ MIN_COARSE = 10
 ARITHMETIC = ("backend.scene", "backend.degradation")
 """Beside the methods' own files, what their results depend on; indices and readers are taken as settled."""
 INDICES = ("PSNR", "SAM", "ERGAS")
-BEGIN, END = "<!-- quality:begin -->", "<!-- quality:end -->"
+BEGIN, END = "<!-- quality: begin -->", "<!-- quality: end -->"
 
 
 def read_cube(name):
