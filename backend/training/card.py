@@ -40,7 +40,7 @@ def weights_card(method: str, model: PretrainedModel, facts: dict[str, Any], out
 * Protocol: {outcome.steps} of {settings["steps"]} steps ({outcome.stopped}), weights of step {outcome.best_step};
   {facts["seconds"] / 3600:.1f} hours on {facts["device"]}; seed {settings["seed"]}; HyperSharp {__version__}.
 * Mean rise of PSNR over `lmmse` on the validation pairs: {gain}. Figures on scenes and sensors that had no part in
-  training: docs/benchmarks.md.
+  training: docs/models.md.
 * Date: {time.strftime("%Y-%m-%d", time.gmtime())}. Licence: as HyperSharp, GPL-2.0-or-later; the training data's own
   terms are named in docs/models.md.
 """
