@@ -76,7 +76,8 @@ def find_registration(
     if max(abs(s) for s in found.shift) > WORTH_SAYING:
         control.warn(
             f"the guide lies {found.shift[0]:.2f} pixels (rows) and {found.shift[1]:.2f} pixels (columns) off "
-            "the HS image: its detail is moved to match the HS image (option frame=guide moves the result back)"
+            "the HS image: they are brought into register (option frame: the result lies on the guide's ground, or "
+            "with frame=hs on the HS image's)"
         )
     # What the HS image does not explain of the guide (parallax, seasons, moving things) looks like blur: the less
     # is explained, the more the nominal PSF counts.
@@ -130,7 +131,7 @@ class LinearModelMethod(FusionMethod):
         frame: "hs" or "guide": on whose ground the result lies where the two are shifted against each other.
     """
 
-    defaults: ClassVar[Mapping[str, Any]] = {"rank": 12, "register": True, "frame": "hs"}
+    defaults: ClassVar[Mapping[str, Any]] = {"rank": 12, "register": True, "frame": "guide"}
 
     def __init__(self, parameters: Mapping[str, Any] | None = None) -> None:
         super().__init__(parameters)

@@ -98,7 +98,7 @@ class LMMSE(FusionMethod):
         "prior": 0.6,
         "iterations": 4,
         "register": True,
-        "frame": "hs",
+        "frame": "guide",
     }
 
     def __init__(self, parameters: Mapping[str, Any] | None = None) -> None:

@@ -207,14 +207,14 @@ def test_shifted_guide(plain, shift):
     """The shift is found to a tenth of a pixel and costs little; left in, it costs decibels."""
     pair = plain.make_pair(bands=12, coarse=40, guide_bands=3)
     guide = moved(pair.guide, -shift[0], -shift[1])
-    result = plain.fuse("lmmse", pair.hs, guide, 4)
+    result = plain.fuse("lmmse", pair.hs, guide, 4, frame="hs")
     np.testing.assert_allclose(result.engine.registration.shift, shift, atol=0.1)
     ideal = psnr(plain.fuse("lmmse", pair.hs, pair.guide, 4).image, pair.truth)
     left_in = psnr(plain.fuse("lmmse", pair.hs, guide, 4, register=False).image, pair.truth)
     found = psnr(result.image, pair.truth)
     assert found > ideal - 3.0
     assert found > left_in + 2.0
-    tiled = plain.fuse("lmmse", pair.hs, guide, 4, tile=44).image
+    tiled = plain.fuse("lmmse", pair.hs, guide, 4, tile=44, frame="hs").image
     assert np.abs(tiled - result.image).max() < 1e-5 * pair.truth.max()
 
 
@@ -249,7 +249,7 @@ def test_frame_says_on_whose_ground_the_result_lies(plain, method):
     """The HS image is off, the guide is right: asked for the guide's ground, the truth comes out there."""
     pair = plain.make_pair(bands=12, coarse=40, guide_bands=3)
     hs = plain.degrade(moved(pair.truth, 1.3, -0.6), 4)
-    on_hs = plain.fuse(method, hs, pair.guide, 4)
+    on_hs = plain.fuse(method, hs, pair.guide, 4, frame="hs")
     on_guide = plain.fuse(method, hs, pair.guide, 4, frame="guide")
     np.testing.assert_allclose(on_hs.engine.registration.shift, (1.3, -0.6), atol=0.1)
     assert psnr(on_guide.image, pair.truth) > psnr(on_hs.image, pair.truth) + 4
