@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What `make demo` runs: a sample pair is fused through QGIS and judged; everything lands in demo/.
 
-Environment: HS and GUIDE (the user's own files), METHOD (default gsa), HYPERSHARP_DATA (real sensor data).
+Environment: HS and GUIDE (the user's own files), METHOD (default lmmse), HYPERSHARP_DATA (real sensor data).
 Standard library only; the parts that need the backend run in its own environment (.venv).
 """
 
@@ -173,7 +173,7 @@ def data_folder():
 def main():
     """Make the demo; return an exit code."""
     hs, guide, method = (os.environ.get(name, "").strip() for name in ("HS", "GUIDE", "METHOD"))
-    method = method or "gsa"
+    method = method or "lmmse"
     if bool(hs) != bool(guide):
         raise DemoError("give both HS=... and GUIDE=..., or neither")
     if hs:

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Optional, Union
 
 from .errors import ErrorCode, HyperSharpError
 
-DEFAULT_METHOD = "gsa"
+DEFAULT_METHOD = "lmmse"
 DEFAULT_MTF_HS = 0.3
 """Gain of the HS sensor's MTF at its Nyquist frequency (usual value for HS sensors, Loncan et al. 2015)."""
 DEFAULT_MTF_GUIDE = 0.2

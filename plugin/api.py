@@ -22,7 +22,7 @@ from qgis.core import (
 
 from ..backend import registry
 from ..backend.errors import ErrorCode, HyperSharpError
-from ..backend.job import FuseJob
+from ..backend.job import DEFAULT_METHOD, FuseJob
 from . import layers, log, pair, settings, worker_process
 from .compat import WKT_PREFERRED
 from .rasters import LayerOrPath, read_facts, source_path
@@ -36,7 +36,7 @@ def make_job(
     hs: LayerOrPath,
     guide: LayerOrPath,
     output: Optional[PathLike] = None,
-    method: str = "gsa",
+    method: str = DEFAULT_METHOD,
     **options: Any,
 ) -> FuseJob:
     """Return the job for a fusion.
@@ -102,7 +102,7 @@ def check_pair(hs: LayerOrPath, guide: LayerOrPath) -> None:
 def fuse(
     hs: LayerOrPath,
     guide: LayerOrPath,
-    method: str = "gsa",
+    method: str = DEFAULT_METHOD,
     output: Optional[PathLike] = None,
     on_finished: Optional[OnFinished] = None,
     *,
@@ -143,7 +143,7 @@ def fuse(
 def fuse_blocking(
     hs: LayerOrPath,
     guide: LayerOrPath,
-    method: str = "gsa",
+    method: str = DEFAULT_METHOD,
     output: Optional[PathLike] = None,
     **options: Any,
 ) -> tuple[str, dict[str, Any]]:

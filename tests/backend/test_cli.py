@@ -9,6 +9,7 @@ import time
 
 import pytest
 from hypersharp.backend import cli
+from hypersharp.backend.job import DEFAULT_METHOD
 from hypersharp.backend.protocol import decode
 from hypersharp.backend.registry import METHODS
 
@@ -28,7 +29,7 @@ def test_fuse_prints_the_table_and_the_paths(pair_files, tmp_path, capsys):
     )
     assert code == 0 and out.exists()
     assert "PSNR" in text and "SAM" in text and str(out) in text
-    assert json.loads((tmp_path / "m.json").read_text())["method"] == "gsa"
+    assert json.loads((tmp_path / "m.json").read_text())["method"] == DEFAULT_METHOD
 
 
 def test_bad_input_is_two_lines_and_exit_code_2(pair_files, tmp_path, capsys):

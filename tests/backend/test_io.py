@@ -187,7 +187,7 @@ def test_what_comes_out(pair_files, tmp_path):
         dataset.update_tags(2, fwhm="12.5")
         dataset.update_tags(5, bbl="0")
     out = tmp_path / "out.tif"
-    result = fuse(hs, guide, out, assess=False)
+    result = fuse(hs, guide, out, method="gsa", assess=False)
     with rasterio.open(hs) as h, rasterio.open(guide) as g, rasterio.open(out) as fused:
         assert (fused.crs, fused.transform, fused.shape) == (g.crs, g.transform, g.shape)
         assert (fused.count, fused.dtypes) == (h.count, h.dtypes)
