@@ -16,7 +16,7 @@ class GlpHs(MtfGlp):
     grid, and from it the detail beyond the HS sensor's MTF: `fused_b = U(hs_b) + s_b - U(D(s_b))`.
 
     Option `fit`: "level" is the published fit, which makes this `mtf-glp`; "detail", the default, fits what band
-    and guide have beyond their own low-pass versions (better on every scene but one of docs/benchmarks.md).
+    and guide have beyond their own low-pass versions (0.3 to 0.5 dB more on the mean of docs/benchmarks.md).
     """
 
     defaults = {"fit": "detail"}
