@@ -11,8 +11,12 @@ from dataclasses import dataclass
 MIN_RATIO = 1.5
 """A guide whose pixels are not at least this much smaller has no detail to give."""
 BYTES = {"uint8": 1, "int8": 1, "uint16": 2, "int16": 2, "uint32": 4, "int32": 4, "float32": 4, "float64": 8}
-VALUES_PER_SECOND_GSA = 25e6
+VALUES_PER_SECOND_GSA = 60e6
 """Fused values a second of `gsa`, writing included, on two CPU cores (docs/benchmarks.md)."""
+VALUES_PER_SECOND_ASSESSED = 7e6
+"""Fused values a second that all quality indices, with their control, take on two CPU cores."""
+START_SECONDS = 3.0
+"""Start of the worker: Python, torch, GDAL."""
 BASE_MEMORY_BYTES = 450_000_000
 """Resident size of the worker before it reads anything (Python, torch, GDAL), in bytes."""
 
@@ -66,5 +70,7 @@ def estimate(
     values = bands * rows * cols
     tile = min(choose_tile(bands, guide_bands, memory_gb), max(rows, cols, 1))
     memory = min(BASE_MEMORY_BYTES + 2 * tile_bytes(bands, guide_bands, tile), int(memory_gb * 2**30))
-    seconds = relative_cost * values / VALUES_PER_SECOND_GSA * (2.5 if assess else 1.0) + 3.0
+    seconds = START_SECONDS + relative_cost * values / VALUES_PER_SECOND_GSA
+    if assess:
+        seconds += values / VALUES_PER_SECOND_ASSESSED
     return Estimate(memory, values * BYTES.get(dtype, 4), seconds)

@@ -221,7 +221,7 @@ METHODS: dict[str, MethodInfo] = {
             "Unmixes both images with the same endmembers; non-negative, good at brightness, slower.",
             "Yokoya, Yairi and Iwasaki, IEEE TGRS 50(2), 2012",
             "cnmf:CNMF",
-            relative_cost=3.0,
+            relative_cost=22.0,
         ),
         MethodInfo(
             "s3rnet",

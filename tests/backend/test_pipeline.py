@@ -448,7 +448,9 @@ def test_any_size_ratio_and_dtype(tmp_path_factory, ratio, rows, cols, bands, gu
     folder = tmp_path_factory.mktemp("any")
     rng = np.random.default_rng(rows * 100 + cols)
     base = rng.uniform(40, 220, (rows, cols))
-    hs_image = (base * rng.uniform(0.5, 1, (bands, 1, 1)) + rng.normal(0, 2, (bands, rows, cols))).astype(dtype)
+    hs_image = (base * rng.uniform(0.5, 1, (bands, 1, 1)) + rng.normal(0, 2, (bands, rows, cols))).astype(
+        dtype
+    )
     fine = np.kron(hs_image.mean(axis=0), np.ones((ratio, ratio)))
     guide_image = (fine[None] + rng.normal(0, 5, (guide_bands, *fine.shape))).clip(1, 250).astype(dtype)
     paths = []
