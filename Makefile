@@ -17,7 +17,7 @@ APT_QGIS := qgis python3-qgis qgis-providers python3-gdal python3-venv xvfb xaut
 SUDO := $(shell [ "$$(id -u)" = 0 ] || command -v sudo || true)
 APT_GET := $(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get -o DPkg::Lock::Timeout=600
 
-.PHONY: help env env-qgis demo test test-backend test-qgis test-packaging lint format bench quality ranking screenshots package gpu clean
+.PHONY: help env env-qgis demo test test-backend test-qgis test-packaging lint format bench quality ranking learned-table screenshots package gpu clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16

@@ -215,7 +215,8 @@ def reduced_resolution(
     """Fuse the reduced scene (Wald et al., PE&RS 63(6), 1997) and compare it with the HS image itself."""
     reduced = scene.reduced
     method: FusionMethod = load_method(method_id)(parameters)
-    method.fit(reduced, control)
+    # What the method finds in the reduced pair (a shift in coarser pixels, say) is no news of the pair itself.
+    method.fit(reduced, control.silent())
     return _beside_control(
         "reduced_resolution",
         MethodSource(reduced, method),

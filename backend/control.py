@@ -80,6 +80,18 @@ class Control:
         self.check()
         self._is_cancelled = None
 
+    def silent(self) -> Control:
+        """Return a control that is cancelled with this one and tells nobody anything."""
+
+        def cancelled() -> bool:
+            try:
+                self.check()
+            except Cancelled:
+                return True
+            return False
+
+        return Control(None, cancelled)
+
     def warn(self, text: str) -> None:
         """Report a warning once; it also stands in metrics.json and in the report."""
         if text not in self.warnings:

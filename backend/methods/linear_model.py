@@ -20,6 +20,7 @@ from torch import Tensor
 from ..control import Control
 from ..degradation import gaussian_sigma, separable
 from ..errors import ErrorCode, HyperSharpError
+from ..nominal_response import nominal_srf, scaled_to_guide
 from ..response_estimation import ResponseEstimate, estimate_response, estimate_srf
 from ..scene import FILL_REACH, MomentAccumulator, Scene, SceneStatistics, Tile
 from .base import FusionMethod
@@ -129,9 +130,10 @@ class LinearModelMethod(FusionMethod):
         rank: most components of the subspace.
         register: estimate the PSF's gain and the shift between the images (see `find_registration`).
         frame: "hs" or "guide": on whose ground the result lies where the two are shifted against each other.
+        srf: the guide's nominal spectral response (a sensor's id, or FILE.csv[:COLUMN,...]); None estimates it.
     """
 
-    defaults: ClassVar[Mapping[str, Any]] = {"rank": 12, "register": True, "frame": "guide"}
+    defaults: ClassVar[Mapping[str, Any]] = {"rank": 12, "register": True, "frame": "guide", "srf": None}
 
     def __init__(self, parameters: Mapping[str, Any] | None = None) -> None:
         super().__init__(parameters)
@@ -140,6 +142,10 @@ class LinearModelMethod(FusionMethod):
     def fit(self, scene: Scene, control: Control) -> None:
         """Learn subspace, PSF, shift, the guide's response, noise and the covariance of the detail."""
         statistics = scene.statistics(scene.mtf_hs, control)
+        source = self.parameters["srf"]
+        self.nominal = (
+            nominal_srf(str(source), scene.wavelength_nm, scene.guide.bands) if source is not None else None
+        )
         self.guide_mean = statistics.guide_mean
         self.subspace = fit_subspace(statistics, int(self.parameters["rank"]))
         self.registration, self.estimate = find_registration(
@@ -175,7 +181,12 @@ class LinearModelMethod(FusionMethod):
         cross = self.subspace.decode @ joint[:rank, rank:]
         covariance[:bands, bands:], covariance[bands:, :bands] = cross, cross.T
         covariance[bands:, bands:] = joint[rank:, rank:]
-        self.response, _ = estimate_srf(replace(statistics, covariance=covariance))
+        self.estimated, _ = estimate_srf(replace(statistics, covariance=covariance))
+        self.response = (
+            self.estimated
+            if self.nominal is None
+            else scaled_to_guide(self.nominal, covariance[:bands, :bands], cross)
+        )
         self.mixing = self.response @ self.subspace.decode
         through = self.mixing @ joint[:rank, rank:]
         left = joint[rank:, rank:] - through - through.T + self.mixing @ joint[:rank, :rank] @ self.mixing.T
@@ -210,11 +221,13 @@ class LinearModelMethod(FusionMethod):
 
     def describe(self) -> dict[str, Any]:
         """Return the subspace, how much of the guide its response explains, the response, PSF and shift."""
-        weights = self.response / self.response.sum(dim=1, keepdim=True).clamp_min(1e-300)
+        weights = self.estimated / self.estimated.sum(dim=1, keepdim=True).clamp_min(1e-300)
+        nominal = None if self.nominal is None else [summary(row) for row in self.nominal]
         return {
             **describe_subspace(self.subspace),
             "guide_explained": summary(self.explained),
-            "guide_response": [summary(row) for row in weights],
+            "guide_response_estimated": [summary(row) for row in weights],
+            "guide_response_nominal": nominal,
             **describe_registration(self.registration, self.estimate),
         }
 

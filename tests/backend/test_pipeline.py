@@ -64,6 +64,12 @@ def test_paris(paris, tmp_path, method):
         assert reduced["fused"]["SAM"] < reduced["interpolated"]["SAM"]
 
 
+def test_the_reduced_pair_says_nothing_of_its_own(paris, tmp_path):
+    """A shift of the pair is said once, in the pair's own pixels."""
+    result = fuse(*paris, tmp_path / "fused.tif", method="lmmse")
+    assert sum("off the HS image" in w for w in result.warnings) == 1
+
+
 def test_berlin_is_resampled_once_to_ratio_8(berlin, tmp_path):
     out = tmp_path / "fused.tif"
     result = fuse(*berlin, out)
