@@ -15,8 +15,9 @@ class GlpHs(MtfGlp):
     Each HS band gets a synthetic guide s_b, the combination of the guide's bands that fits it best on the coarse
     grid, and from it the detail beyond the HS sensor's MTF: `fused_b = U(hs_b) + s_b - U(D(s_b))`.
 
-    Option `fit`: "level" is the published fit, which makes this `mtf-glp`; "detail", the default, fits what band
-    and guide have beyond their own low-pass versions (0.3 to 0.5 dB more on the mean of docs/benchmarks.md).
+    Option `fit`: "assign" takes the one guide band that fits best; "level" is the published fit, which makes
+    this `mtf-glp`; "detail", the default, fits what band and guide have beyond their own low-pass versions (0.3
+    to 0.5 dB more on the mean of docs/benchmarks.md).
     """
 
     defaults = {"fit": "detail"}

@@ -16,8 +16,8 @@ class SfimHs(MtfGlpHpm):
     grid, and is modulated by it: `fused_b = U(hs_b) s_b / U(D(s_b))`. The smoothing filter is the HS sensor's MTF
     (in `sfim` it is the mean over each HS pixel's block).
 
-    Option `fit`: "level" is the published fit, which makes this `mtf-glp-hpm`; "detail", the default, fits what
-    band and guide have beyond their own low-pass versions.
+    Option `fit`: "assign" takes the one guide band that fits best; "level" is the published fit, which makes
+    this `mtf-glp-hpm`; "detail", the default, fits what band and guide have beyond their own low-pass versions.
     """
 
     defaults = {"fit": "detail"}
