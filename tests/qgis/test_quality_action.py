@@ -22,9 +22,8 @@ def test_a_fused_layer_is_scored(desktop, qgis_new_project, make_raster):
     plugin.initGui()
     try:
         added = []
-        api.fuse(
-            hs, guide, assess=False, on_finished=lambda layer, _: added.append(layer), on_error=added.append
-        )
+        say = {"on_finished": lambda layer, _: added.append(layer), "on_error": added.append}
+        api.fuse(hs, guide, method="gsa", assess=False, **say)
         while not added:
             wait(50)
         fused = added[0]

@@ -25,7 +25,7 @@ def test_result_and_messages_arrive(fuse_job, fake):
     seen = []
     result = worker_process.run_job(fuse_job, seen.append, command=fake("ok"))
     assert result.outputs == {"OUTPUT": fuse_job.output}
-    assert result.metrics["method"] == "gsa"
+    assert result.metrics["method"] == fuse_job.method
     assert isinstance(seen[0], protocol.Hello)
     assert [m.done for m in seen if isinstance(m, protocol.Progress)] == [1, 2, 3, 4]
     assert [m.text for m in seen if isinstance(m, protocol.Log)] == ["a warning"]
