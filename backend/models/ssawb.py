@@ -52,8 +52,10 @@ class SSAWB(nn.Module):
         mixed = self._everywhere(query, key, value) if self.window is None else self._local(query, key, value)
         attended = self.project(mixed) + z
         gates = torch.sigmoid(self.gate(torch.cat([q, k, v, attended], dim=1)))
-        weighted = torch.stack([q, k, v, attended], dim=1) * gates[:, :, None]
-        return weighted.sum(dim=1)
+        fused = q * gates[:, :1]
+        for branch, gate in zip((k, v, attended), gates.split(1, dim=1)[1:]):
+            fused = torch.addcmul(fused, branch, gate.to(branch.dtype))
+        return fused
 
     def _split(self, x: Tensor) -> Tensor:
         """Return `[batch, heads, d, rows, cols]`."""
@@ -68,15 +70,49 @@ class SSAWB(nn.Module):
 
     def _local(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         shape = value.shape
-        query, key, value = (self._split(x) for x in (query, key, value))
+        # Plane by plane: softmax and sums over a few channels are slow where these are the innermost axis.
+        query, key, value = (self._split(x.contiguous()) for x in (query, key, value))
         d = query.shape[2]
-        query = functional.normalize(query.float(), dim=2)
-        key = functional.normalize(key.float(), dim=2)
+        query, key = unit_norm(query.float()), unit_norm(key.float())
         product = (query[:, :, :, None] * key[:, :, None]).flatten(1, 3)
         # The mean over a square in two passes, rows then columns.
-        side, half = self.window or 1, (self.window or 1) // 2
-        mean = functional.avg_pool2d(product, (side, 1), 1, (half, 0), count_include_pad=False)
-        mean = functional.avg_pool2d(mean, (1, side), 1, (0, half), count_include_pad=False)
+        mean = window_mean(window_mean(product, 2, self.window or 1), 3, self.window or 1)
         mean = mean.view(shape[0], self.heads, d, d, *shape[2:])
         attention = (mean * d * math.sqrt(d)).softmax(dim=3).to(value.dtype)
         return (attention * value[:, :, None]).sum(dim=3).reshape(shape)
+
+
+def unit_norm(vectors: Tensor) -> Tensor:
+    """Return `[batch, heads, d, rows, cols]` with vectors (along d) of unit norm; zero ones stay zero."""
+    return vectors * vectors.square().sum(dim=2, keepdim=True).clamp_min(1e-24).rsqrt()
+
+
+def window_mean(image: Tensor, dim: int, window: int) -> Tensor:
+    """Return the mean along an axis over the window around each pixel, over those pixels that exist.
+
+    By sums of 1, 2, 4, ... pixels: a few additions instead of one for each pixel of the window, and, unlike
+    running sums, nothing from outside the window enters, not even by rounding.
+
+    Args:
+        image: `[batch, channels, rows, cols]`.
+        dim: 2 for rows, 3 for columns.
+        window: odd side.
+    """
+    half, size = window // 2, image.shape[dim]
+    part = functional.pad(image, (0, 0, half, half) if dim == 2 else (half, half, 0, 0))
+    total: Tensor | None = None
+    start, span, left = 0, 1, window
+    while left:
+        if left & 1:
+            taken = part.narrow(dim, start, size)
+            total = taken if total is None else total + taken
+            start += span
+        left >>= 1
+        if left:
+            count = part.shape[dim] - span
+            part = part.narrow(dim, 0, count) + part.narrow(dim, span, count)
+            span *= 2
+    place = torch.arange(size, device=image.device)
+    seen = (place + half).clamp_max(size - 1) - (place - half).clamp_min(0) + 1
+    share = seen.to(image.dtype).reciprocal()
+    return (image if total is None else total) * (share[:, None] if dim == 2 else share)

@@ -62,12 +62,19 @@ class WindowAttention(nn.Module):
         n_r, n_c = padded.shape[1] // w, padded.shape[2] // w
         tokens = padded.view(batch, n_r, w, n_c, w, width).transpose(2, 3).reshape(-1, w * w, width)
         q, k, v = self.qkv(tokens).view(-1, w * w, 3, heads, width // heads).permute(2, 0, 3, 1, 4)
-        bias = self.position_bias[self.index].permute(2, 0, 1)[None]
+        bias = self.position_bias[self.index].permute(2, 0, 1)[None].to(q.dtype)
+        out = functional.scaled_dot_product_attention(q, k, v, attn_mask=bias)
         if top or bottom or left or right:
-            bias = bias + self._mask(x, (rows, cols), (top, bottom, left, right)).repeat(batch, 1, 1, 1)
-        else:
-            bias = bias.expand(len(q), -1, -1, -1)
-        out = functional.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype))
+            # Only windows at the border hold padding. Theirs are few: done again with the mask, which for all
+            # windows would be the largest array here.
+            mask = self._mask(x, (rows, cols), (top, bottom, left, right))
+            partial = torch.nonzero((mask < 0).flatten(1).any(dim=1))[:, 0]
+            mask = mask[partial].repeat(batch, 1, 1, 1).to(q.dtype)
+            partial = (partial + n_r * n_c * torch.arange(batch, device=x.device)[:, None]).flatten()
+            again = functional.scaled_dot_product_attention(
+                q[partial], k[partial], v[partial], attn_mask=bias + mask
+            )
+            out = out.index_copy(0, partial, again)
         out = self.project(out.transpose(1, 2).reshape(-1, w * w, width))
         out = out.view(batch, n_r, n_c, w, w, width).transpose(2, 3).reshape(padded.shape)
         return out[:, top : top + rows, left : left + cols]
