@@ -1,0 +1,199 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Stage 1 of MPSRNet-Diff: the prior, a fine HS image that looks like imagery and explains the pair.
+
+Wu et al., IEEE JSTARS 19, 2026, doi 10.1109/JSTARS.2026.3655787 describe it in words only; this is a
+reconstruction after PLRDiff (Rui et al., arXiv 2305.10925). See docs/diffusion.md.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..control import Control
+from ..degradation import Range, separable
+from ..errors import ErrorCode, HyperSharpError
+from ..methods.lmmse import LMMSE
+from ..scene import Scene
+from ..weights import find_weights
+from .denoiser import Denoiser, load_denoiser
+from .problem import Problem, make_problem
+from .sampling import SamplerSettings, draw
+from .terms import mix
+from .tiles import TiledNoise
+
+PRESETS = {"quick": 10, "standard": 20, "fine": 50}
+STARTS = ("noise", "interpolated", "lmmse")
+WEIGHTS = "prior"
+STAGE = "drawing the prior"
+
+
+@dataclass(frozen=True)
+class PriorSettings:
+    """How the prior is drawn.
+
+    Attributes:
+        preset: "quick", "standard" or "fine": 10, 20 or 50 steps.
+        steps: their number; None for the preset's.
+        seed: of the noise.
+        rank: number of base bands; beyond three they go through the network in groups of three.
+        rule: band selection: "pca", "rrqr", "mvpca" or "equal".
+        residual: "itp" adds what the base does not explain of the HS image, interpolated; "none" does not.
+        start: "noise"; or an image noised to the signal share `signal`: "interpolated" or "lmmse".
+        signal: see `start`.
+        weights: name of shipped weights, or a folder.
+        register: estimate PSF and shift from the pair.
+        frame: ground of the result, "guide" or "hs".
+        srf: the guide's nominal response; None estimates it.
+        side, overlap: tiles of the network, in pixels.
+        half: bfloat16 arithmetic in the network.
+        sampler: guidance and all else; its `steps` and `signal` are set from here.
+    """
+
+    preset: str = "standard"
+    steps: int | None = None
+    seed: int = 0
+    rank: int = 3
+    rule: str = "pca"
+    residual: str = "itp"
+    start: str = "noise"
+    signal: float = 0.5
+    weights: str = WEIGHTS
+    register: bool = True
+    frame: str = "guide"
+    srf: str | None = None
+    side: int = 160
+    overlap: int = 24
+    half: bool = False
+    sampler: SamplerSettings = field(default_factory=SamplerSettings)
+
+    def __post_init__(self) -> None:
+        for value, known in ((self.preset, PRESETS), (self.start, STARTS)):
+            if value not in known:
+                raise HyperSharpError(
+                    f"unknown choice {value!r}", f"use one of {', '.join(known)}", ErrorCode.USAGE
+                )
+
+    @property
+    def step_count(self) -> int:
+        """Sampling steps."""
+        return PRESETS[self.preset] if self.steps is None else self.steps
+
+
+@dataclass
+class Prior:
+    """The prior of a scene, on the ground that `PriorSettings.frame` names.
+
+    Attributes:
+        base: `[s, rows, cols]` float32: the selected bands, 0 at `low` and 1 at `low + span`; a fine pixel that is
+            brighter or darker than any coarse one may lie outside [0, 1].
+        loadings: `[S, s]` float64: of every band on the base, in the HS image's units.
+        offset: `[S]` float64.
+        bands: the selected bands.
+        low, span: `[s]` float64, in the HS image's units.
+        residual: `[S, coarse rows, coarse cols]`: interpolated and added.
+        curves: root mean square of the data terms "hs" and "guide", in standard deviations of the bands: before the
+            first guidance, and after each step.
+        facts: what was found and done, JSON-ready.
+    """
+
+    base: Tensor
+    loadings: Tensor
+    offset: Tensor
+    bands: list[int]
+    low: Tensor
+    span: Tensor
+    residual: Tensor
+    curves: dict[str, list[float]]
+    facts: dict[str, Any]
+    _up: tuple[Tensor, Tensor]
+
+    def image(self, rows: Range | None = None, cols: Range | None = None) -> Tensor:
+        """Return the prior `[S, rows, cols]` float32, in the HS image's units.
+
+        Args:
+            rows, cols: fine pixels of the scene; None for all.
+        """
+        area = slice(*(rows or (0, self.base.shape[1]))), slice(*(cols or (0, self.base.shape[2])))
+        image = separable(self._up[0][area[0]], self._up[1][area[1]], self.residual)
+        image += mix(self.loadings, self.base[(slice(None), *area)])
+        return image.add_(self.offset.to(image)[:, None, None])
+
+
+def sample_prior(
+    scene: Scene, settings: PriorSettings, control: Control, denoiser: Denoiser | None = None
+) -> Prior:
+    """Draw the prior of a scene.
+
+    Args:
+        scene: the pair.
+        settings: how.
+        control: progress (one stage, one step a sampling step), cancel between steps and tiles, warnings.
+        denoiser: the network; None loads `settings.weights`.
+
+    Raises:
+        HyperSharpError: no weights, an unknown choice, or a scene too poor for the rank.
+        Cancelled: by the caller.
+    """
+    if denoiser is None:
+        denoiser = load_denoiser(find_weights(settings.weights), scene.device)
+    problem = make_problem(
+        scene,
+        control,
+        settings.rank,
+        settings.rule,
+        settings.residual,
+        settings.register,
+        settings.frame,
+        settings.srf,
+    )
+    start = start_image(scene, problem, settings, control)
+    sampler = replace(
+        settings.sampler, steps=settings.step_count, signal=0.0 if start is None else settings.signal
+    )
+    control.stage(STAGE, sampler.steps)
+    noise_of = TiledNoise(denoiser, settings.side, settings.overlap, settings.half)
+    sample = draw(noise_of, problem.terms, sampler, control, settings.seed, start)
+    return finish(problem, sample.base, sample.curves, {**sample.facts, "start": settings.start})
+
+
+@torch.no_grad()
+def finish(problem: Problem, base: Tensor, curves: dict[str, list[float]], facts: dict[str, Any]) -> Prior:
+    """Return the prior of a base on the HS image's ground."""
+    up = problem.up
+    if problem.back is not None:
+        base = separable(*problem.back, base)
+        up = problem.back[0] @ up[0], problem.back[1] @ up[1]
+    gained = {
+        name: None if not values else {"start": round(values[0], 5), "end": round(values[-1], 5)}
+        for name, values in curves.items()
+    }
+    return Prior(
+        base,
+        problem.loadings,
+        problem.offset,
+        problem.bands,
+        problem.low,
+        problem.span,
+        problem.residual,
+        curves,
+        {**problem.facts, **facts, "data_terms": gained},
+        up,
+    )
+
+
+@torch.no_grad()
+def start_image(scene: Scene, problem: Problem, settings: PriorSettings, control: Control) -> Tensor | None:
+    """Return the base that sampling starts from, `[s, rows, cols]` in [0, 1], or None for noise."""
+    if settings.start == "noise":
+        return None
+    if settings.start == "interpolated":
+        return problem.start
+    method = LMMSE({"frame": "hs"})
+    method.fit(scene, control)
+    rows, cols = scene.shape
+    image = method.fuse(scene.tile((0, rows), (0, cols), method.halo))
+    return problem.as_base(image)
