@@ -17,7 +17,7 @@ APT_QGIS := qgis python3-qgis qgis-providers python3-gdal python3-venv xvfb xaut
 SUDO := $(shell [ "$$(id -u)" = 0 ] || command -v sudo || true)
 APT_GET := $(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get -o DPkg::Lock::Timeout=600
 
-.PHONY: help env env-qgis demo test test-backend test-qgis test-packaging lint format bench quality ranking learned-table screenshots package gpu clean
+.PHONY: help env env-qgis mamba-reference demo test test-backend test-qgis test-packaging lint format bench quality ranking learned-table screenshots package gpu clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -76,6 +76,11 @@ clean:  ## remove what was built, environments included
 	rm -rf $(VENV) $(VENV_QGIS) $(STAMPS) build dist demo *.egg-info
 
 # ---------------------------------------------------------------- environments
+
+# Without nvcc only its Python reference is usable, which is what the parity tests want. May fail: they then skip.
+mamba-reference: env  ## install mamba-ssm's reference scan into .venv, for its parity tests (optional)
+	-$(PY) -m pip install --quiet --disable-pip-version-check --no-deps einops==0.8.2
+	-MAMBA_FORCE_BUILD=TRUE MAMBA_SKIP_CUDA_BUILD=TRUE $(PY) -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps setuptools 'mamba-ssm<2.3.1'
 
 env: $(STAMPS)/env  ## build .venv, the backend's Python environment
 env-qgis: $(STAMPS)/env-qgis  ## install QGIS (Debian packages) and build .venv-qgis, for the QGIS tests and the demo

@@ -19,6 +19,7 @@ import torch
 from ._version import __version__
 from .device import choose_device, cuda_problem
 from .errors import EXIT_DONE
+from .ops.selective_scan import scan_name
 
 PACKAGES = ("torch", "numpy", "scipy", "rasterio", "matplotlib", "jinja2", "diffusers", "mamba-ssm", "triton")
 
@@ -43,6 +44,7 @@ def diagnose() -> dict[str, Any]:
         "packages": found,
         "device": device.type,
         "device_note": note,
+        "selective_scan": scan_name(device),
         "cuda": {
             "torch_cuda": torch.version.cuda,
             "problem": cuda_problem(torch.device("cuda")),
