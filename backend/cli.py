@@ -406,6 +406,15 @@ def list_methods(as_json: bool) -> int:
     return errors.EXIT_DONE
 
 
+def _ran_out_of_memory(error: Exception) -> bool:
+    """Say whether torch raised it for want of memory; without torch nothing of the kind can be raised."""
+    if "torch" not in sys.modules:
+        return False
+    from .device import is_out_of_memory
+
+    return is_out_of_memory(error)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit code (0 done, 2 bad input, 3 cancelled, 4 out of memory, 1 a bug)."""
     try:
@@ -420,7 +429,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except MemoryError:
         print("error: memory ran out\nhint: lower --memory or fuse a smaller extent", file=sys.stderr)
         return errors.EXIT_OUT_OF_MEMORY
-    except Exception:
+    except Exception as error:
+        if _ran_out_of_memory(error):
+            print("error: memory ran out\nhint: lower --memory, or use --device cpu", file=sys.stderr)
+            return errors.EXIT_OUT_OF_MEMORY
         traceback.print_exc()
         print("error: this is a bug in HyperSharp\nhint: report it with the lines above", file=sys.stderr)
         return errors.EXIT_BUG

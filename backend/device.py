@@ -52,9 +52,35 @@ def cuda_problem(device: torch.device) -> str | None:
     return None if total == 64.0**3 else "a test kernel gave a wrong result"
 
 
+# torch.OutOfMemoryError is torch 2.5's name for it.
+_OUT_OF_MEMORY = (MemoryError, getattr(torch, "OutOfMemoryError", torch.cuda.OutOfMemoryError))
+# torch's CPU allocator (Linux, Windows), cuBLAS and cuDNN raise plain RuntimeErrors.
+_OUT_OF_MEMORY_WORDS = ("can't allocate memory", "not enough memory", "out of memory", "status_alloc_failed")
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Return whether an exception means that memory ran out, on CUDA or on the CPU."""
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+    if isinstance(error, _OUT_OF_MEMORY):
         return True
-    # torch's CPU allocator raises a plain RuntimeError.
-    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    return isinstance(error, RuntimeError) and any(w in str(error).lower() for w in _OUT_OF_MEMORY_WORDS)
+
+
+PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
+"""Names of the precisions in which a network can run, and the type that autocast then computes in."""
+
+
+def inference_precision(device: torch.device, convolutional: bool = True) -> str:
+    """Return the precision, one of `PRECISIONS`, in which a network is fast on a device at no visible loss.
+
+    On CUDA half the width always pays. On a CPU only convolutions do, and only where it has instructions for
+    bfloat16 (AVX512-BF16 or AMX): elsewhere that is emulated. docs/benchmarks.md has the figures.
+
+    Args:
+        device: where the network runs.
+        convolutional: whether its time goes into convolutions.
+    """
+    if device.type == "cuda":
+        return "bfloat16" if torch.cuda.get_device_capability(device) >= (8, 0) else "float16"
+    # torch names these with an underscore; a version without them is taken as without the instructions.
+    found = (getattr(torch.cpu, f"_is_{name}_supported", bool) for name in ("avx512_bf16", "amx_tile"))
+    return "bfloat16" if convolutional and device.type == "cpu" and any(f() for f in found) else "float32"

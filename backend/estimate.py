@@ -17,6 +17,8 @@ VALUES_PER_SECOND_ASSESSED = 7e6
 """Fused values a second that all quality indices, with their control, take on two CPU cores."""
 START_SECONDS = 3.0
 """Start of the worker: Python, torch, GDAL."""
+CONTEXT_SHARE = 0.8
+"""Share of the memory bound that a tile with context may take, where all of its memory is counted."""
 BASE_MEMORY_BYTES = 450_000_000
 """Resident size of the worker before it reads anything (Python, torch, GDAL), in bytes."""
 
@@ -40,17 +42,58 @@ def tile_bytes(bands: int, guide_bands: int, tile: int) -> int:
     return 4 * tile * tile * (4 * bands + 8 * guide_bands)
 
 
-def choose_tile(bands: int, guide_bands: int, memory_gb: float, context: int = 0) -> int:
-    """Return the side of an output tile, a multiple of 256, that keeps to the memory bound.
+def choose_tile(
+    bands: int,
+    guide_bands: int,
+    memory_gb: float,
+    context: int = 0,
+    pixel_bytes: int = 0,
+    size: tuple[int, int] | None = None,
+) -> int:
+    """Return the side of an output tile, a multiple of 256 as a rule, that keeps to the memory bound.
 
     Small tiles stay in the processor's cache and let writing overlap with computing; a method that looks
-    `context` fine pixels beyond a tile gets larger ones, so that it does not compute everything twice.
+    `context` fine pixels beyond a tile gets larger ones, so that it does not compute everything twice. One that
+    computes on all of the context (`pixel_bytes`: a network) gets those with the least to compute.
+
+    Args:
+        bands, guide_bands: of the images.
+        memory_gb: bound of working memory in GiB.
+        context: fine pixels beyond a tile that its values depend on.
+        pixel_bytes: memory for each fine pixel of a tile and its context, beyond copies of image and guide.
+        size: rows and cols of the whole result, where known.
     """
     budget = max(memory_gb * 2**30 - BASE_MEMORY_BYTES, 0.15 * memory_gb * 2**30)
+    if pixel_bytes:
+        return _tile_with_context(bands, guide_bands, budget, context, pixel_bytes, size)
     tile = 256
     while tile < min(1024, 3 * context) and tile_bytes(bands, guide_bands, tile + 256) < 0.5 * budget:
         tile += 256
     return tile
+
+
+def _tile_with_context(
+    bands: int, guide_bands: int, budget: float, context: int, pixel_bytes: int, size: tuple[int, int] | None
+) -> int:
+    """Return the side with the least pixels to compute, contexts counted, that keeps to `budget` bytes."""
+    rows, cols = size or (8192, 8192)
+
+    def needed(side: int) -> float:
+        area = min(side + 2 * context, rows) * min(side + 2 * context, cols)
+        return area * (pixel_bytes + 4 * (4 * bands + 8 * guide_bands))
+
+    def computed(side: int) -> float:
+        return _widened(rows, side, context) * _widened(cols, side, context)
+
+    sides = [side for side in (128, *range(256, 2049, 256)) if needed(side) < CONTEXT_SHARE * budget]
+    return min(sides, key=computed, default=128)
+
+
+def _widened(length: int, side: int, context: int) -> int:
+    """Return the sum over the tiles along an axis of their lengths with context."""
+    whole, rest = divmod(length, side)
+    starts = [i * side for i in range(whole + (rest > 0))]
+    return sum(min(length, start + side + context) - max(0, start - context) for start in starts)
 
 
 def estimate(

@@ -222,7 +222,9 @@ def write_fused(
     grid, hs = pair.grid, pair.hs
     nodata = hs.nodata if hs.nodata is not None or not pair.may_be_masked else default_nodata(dtype)
     context = method.halo * grid.ratio
-    side = job.tile or choose_tile(hs.count, pair.scene.guide.bands, job.memory_gb, context)
+    side = job.tile or choose_tile(
+        hs.count, pair.scene.guide.bands, job.memory_gb, context, method.pixel_bytes, grid.output_shape
+    )
     windows = tile_windows(grid.rows, grid.cols, side)
     with (
         rasterio.Env(GDAL_CACHEMAX=_cache_bytes(job.memory_gb)),

@@ -28,6 +28,8 @@ class FusionMethod(ABC):
     """Options by name, with their default values."""
     halo: int = INTERPOLATION_REACH
     """Coarse pixels around a tile that its values depend on."""
+    pixel_bytes: int = 0
+    """Working memory, in bytes for each fine pixel of a tile and its context, beyond copies of image and guide."""
 
     def __init__(self, parameters: Mapping[str, Any] | None = None) -> None:
         unknown = sorted(set(parameters or {}) - set(self.defaults))

@@ -104,6 +104,14 @@ class MBFN(PretrainedModel):
         # 2 for the bicubic reduction of the guide, 1 for rounding.
         return max(coarse + 2, math.ceil(fine / ratio)) + math.ceil((self.fuser.reach + 2) / ratio) + 1
 
+    def pixel_bytes(self, ratio: int) -> int:
+        """Return the peak of working memory in inference, in float32, for each fine pixel of one sample."""
+        c = self.config
+        dense = 2 * (c.width + 4 * c.growth)
+        fused = 6 * c.width + 4 * c.attention
+        attention = 0 if c.window is None else 4 * c.attention**2 // c.heads
+        return 4 * (max(dense + 3 * c.width, 4 * c.width + attention + fused) + c.hs_bands + c.guide_bands)
+
     def features(self, hs: Tensor, guide: Tensor) -> Tensor:
         """Return the fused features `[batch, width, rows, cols]`, which CSAKD distils."""
         ratio = guide.shape[-1] // hs.shape[-1]

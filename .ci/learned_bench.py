@@ -1,0 +1,189 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Megapixels a second and peak memory of the learned methods, on the CPU and on a GPU when there is one.
+
+    make learned-bench        or        .venv/bin/python .ci/learned_bench.py --methods lmmse,s3rnet --cores 1
+
+Each run is a process of its own: fusing a made pair, reading and writing included, imports and assessment not. Shipped
+weights are used where there are any; else weights of the preset's shape, whose values do not matter for the time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "bench"))
+from bench_fusion import make_pair, peak_mb
+
+BASE = "lmmse"
+"""The closed form that the networks correct: what a learned method costs beyond it is the network's."""
+
+
+def learned_methods() -> list[str]:
+    """Return the ids of the registered learned methods and of the presets that could become one."""
+    from hypersharp.backend.registry import METHODS
+    from hypersharp.backend.training.presets import PRESETS
+
+    return list(dict.fromkeys([m.id for m in METHODS.values() if m.needs_weights] + list(PRESETS)))
+
+
+def prepare(method: str, folder: Path) -> str | None:
+    """Return the weights to run a method with: None for its own, else a folder of its preset's shape."""
+    from hypersharp.backend.registry import METHODS, MethodInfo
+    from hypersharp.backend.training.presets import COMPONENTS, PRESETS, build
+
+    if method not in PRESETS:
+        return None
+    if method in METHODS:
+        from hypersharp.backend.weights import SHIPPED
+
+        if (SHIPPED / method / "config.json").is_file():
+            return None
+    from hypersharp.backend.methods import learned
+
+    preset = PRESETS[method]
+    model = build(preset.student or preset.config)
+    if not folder.is_dir():
+        model.save_pretrained(folder, {"input": {"form": learned.FORM, "components": COMPONENTS}})
+    if method not in METHODS:
+        kinds = [k for k in vars(learned).values() if getattr(k, "network", None) is type(model)]
+        METHODS[method] = MethodInfo(
+            method, method, "learned", "", "", f"learned:{kinds[0].__name__}", needs_weights=True
+        )
+    return str(folder)
+
+
+def run(method: str, folder: str, device: str, memory_gb: str) -> dict[str, float | str]:
+    """Fuse the pair in `folder` once in this process; return seconds, tiles and peak memory."""
+    from hypersharp.backend.control import Control
+    from hypersharp.backend.job import FuseJob
+    from hypersharp.backend.pipeline import run_fuse
+    from hypersharp.backend.registry import load_method
+
+    root = Path(folder)
+    weights = prepare(method, root / f"weights-{method}")
+    load_method(method)
+    began: dict[str, float] = {}
+    tiles = [1]
+
+    def note(message: object) -> None:
+        stage = getattr(message, "stage", None)
+        if stage is not None:
+            began.setdefault(stage, time.perf_counter())
+            if stage == "fusing":
+                tiles[0] = message.total
+
+    job = FuseJob(
+        str(root / "hs.tif"),
+        str(root / "guide.tif"),
+        str(root / "out.tif"),
+        method=method,
+        weights=weights,
+        device=device,
+        memory_gb=float(memory_gb),
+        compress="none",
+        assess=False,
+    )
+    started = time.perf_counter()
+    result = run_fuse(job, Control(note))
+    ended = time.perf_counter()
+    found: dict[str, float | str] = {
+        "seconds": ended - started,
+        "learning": began["fusing"] - began["learning"],
+        "fusing": ended - began["fusing"],
+        "tiles": tiles[0],
+        "peak_mb": peak_mb(),
+        "parameters": result.metrics["method_details"].get("network_parameters", 0),
+    }
+    if device == "cuda":
+        import torch
+
+        found["gpu_mb"] = torch.cuda.max_memory_allocated() / 2**20
+        found["gpu"] = torch.cuda.get_device_name()
+    return found
+
+
+def child(cores: int, *arguments: str) -> dict[str, float | str] | str:
+    """Run one measurement in a process of its own; return its figures, or the last line of what went wrong."""
+    limits = {"OMP_NUM_THREADS": str(cores), "MKL_NUM_THREADS": str(cores)} if cores else {}
+    done = subprocess.run(
+        [sys.executable, __file__, "--child", *arguments],
+        capture_output=True,
+        text=True,
+        env={**os.environ, **limits},
+    )
+    if done.returncode:
+        return (done.stderr.strip().splitlines() or ["no word"])[-1]
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def bench(args: argparse.Namespace, devices: list[str]) -> None:
+    """Print the table."""
+    coarse = args.side // args.ratio
+    pixels = (coarse * args.ratio) ** 2 / 1e6
+    with tempfile.TemporaryDirectory() as name:
+        make_pair(Path(name), args.bands, coarse, args.ratio, "uint16")
+        side = coarse * args.ratio
+        load = os.getloadavg()[0] if hasattr(os, "getloadavg") else float("nan")
+        cores = args.cores or os.cpu_count()
+        print(
+            f"{args.bands} bands, {coarse}x{coarse} -> {side}x{side}, ratio {args.ratio}, PAN, uint16, ",
+            end="",
+        )
+        print(
+            f"--memory {args.memory:g}; {cores} cores, {platform.machine()}, load before {load:.1f}, ", end=""
+        )
+        print(f"fastest of {args.repeat}\n")
+        print(
+            "| method | parameters | device | seconds | megapixels/s | first pass s | tiles | peak MB | GPU MB |"
+        )
+        print("|---|---|---|---|---|---|---|---|---|")
+        for device in devices:
+            for method in args.methods.split(",") if args.methods else [BASE, *learned_methods()]:
+                runs = [child(args.cores, method, name, device, str(args.memory)) for _ in range(args.repeat)]
+                good = [r for r in runs if isinstance(r, dict)]
+                if not good:
+                    print(f"| {method} | | {device} | {runs[0]} | | | | | |")
+                    continue
+                r = min(good, key=lambda entry: entry["seconds"])
+                gpu = f"{r['gpu_mb']:.0f}" if "gpu_mb" in r else ""
+                print(
+                    f"| {method} | {r['parameters'] or ''} | {r.get('gpu', device)} | {r['seconds']:.1f} "
+                    f"| {pixels / r['seconds']:.3f} | {r['learning']:.1f} | {r['tiles']} | {r['peak_mb']:.0f} | {gpu} |",
+                    flush=True,
+                )
+
+
+def main() -> None:
+    """Parse the arguments and print the table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--methods", help=f"comma-separated ids (default: {BASE} and every learned one)")
+    parser.add_argument("--side", type=int, default=600, help="pixels along a side of the result")
+    parser.add_argument("--bands", type=int, default=100)
+    parser.add_argument("--ratio", type=int, default=4)
+    parser.add_argument("--memory", type=float, default=2.0, help="memory bound in GB")
+    parser.add_argument("--cores", type=int, default=0, help="threads of a run; 0 for all")
+    parser.add_argument("--repeat", type=int, default=1)
+    parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cpu, and cuda where there is one")
+    parser.add_argument("--child", nargs="+", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.child:
+        print(json.dumps(run(*args.child)))
+        return
+    import torch
+
+    devices = [args.device] if args.device else ["cpu"] + ["cuda"] * torch.cuda.is_available()
+    bench(args, devices)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,207 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""How networks run: seams, precision, memory that runs out, cancel."""
+
+import numpy as np
+import pytest
+import rasterio
+import torch
+from hypersharp.backend import device as devices
+from hypersharp.backend.control import Control
+from hypersharp.backend.errors import Cancelled, ErrorCode, HyperSharpError
+from hypersharp.backend.estimate import choose_tile
+from hypersharp.backend.methods.learned import HyFusionMethod, S3RNet
+from hypersharp.backend.methods.lmmse import LMMSE
+from hypersharp.backend.models.hyfusion import HyFusion
+from hypersharp.backend.models.mbfn import MBFN
+from hypersharp.backend.models.ssawb import window_mean
+from hypersharp.backend.models.swin import WindowAttention
+from hypersharp.backend.pipeline import fuse
+
+from .test_learned_method import SMALL_HYFUSION, SMALL_MBFN, fused, make_scene, weights
+from .test_run import raster
+
+KINDS = {"s3rnet": (S3RNet, MBFN, SMALL_MBFN), "hyfusion": (HyFusionMethod, HyFusion, SMALL_HYFUSION)}
+SIDE = 112
+INVISIBLE = 2e-3
+"""A step across tile borders below this share of the network's correction is rounding."""
+
+
+def step_across_borders(tiled, whole):
+    """Return the largest step that tiling adds between the pixels on both sides of a tile border."""
+    added = tiled - whole
+    steps = [added[:, b] - added[:, b - 1] for b in range(SIDE, added.shape[1], SIDE)]
+    steps += [added[:, :, b] - added[:, :, b - 1] for b in range(SIDE, added.shape[2], SIDE)]
+    return float(torch.stack(steps).abs().max())
+
+
+def seam(cls, folder, precision="float32", rows=336):
+    """Return the step across tile borders relative to the correction's standard deviation."""
+    _, scene = make_scene(rows=rows)
+    options = {"weights": folder, "precision": precision}
+    whole = fused(cls(options), scene)
+    tiled = fused(cls(options), scene, side=SIDE)
+    correction = float((whole - fused(LMMSE(), scene)).std())
+    assert correction > 0
+    return step_across_borders(tiled, whole) / correction
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_step_across_tile_borders(tmp_path, kind):
+    cls, _, config = KINDS[kind]
+    assert seam(cls, weights(tmp_path / "w", config)) < INVISIBLE
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_step_across_tile_borders_would_be_seen(tmp_path, kind, monkeypatch):
+    """The same measure finds tiles that overlap by less than the network's receptive field."""
+    cls, network, config = KINDS[kind]
+    monkeypatch.setattr(network, "reach", lambda self, ratio: -6)
+    assert seam(cls, weights(tmp_path / "w", config)) > 5 * INVISIBLE
+
+
+def test_half_precision_changes_nothing_that_counts(tmp_path):
+    truth, scene = make_scene(rows=160)
+    folder = weights(tmp_path / "w", SMALL_MBFN)
+    full = fused(S3RNet({"weights": folder, "precision": "float32"}), scene)
+    half = fused(S3RNet({"weights": folder, "precision": "bfloat16"}), scene)
+    change, error = float((half - full).square().mean()), float((full - truth).square().mean())
+    assert 0 < change < 1e-3 * error  # 0.004 dB
+    correction = float((full - fused(LMMSE(), scene)).std())
+    assert change**0.5 < 0.02 * correction
+
+
+def test_precision_is_chosen_by_the_device_and_told(tmp_path, monkeypatch):
+    cpu = torch.device("cpu")
+    for name in ("avx512_bf16", "amx_tile"):
+        monkeypatch.setattr(torch.cpu, f"_is_{name}_supported", lambda: False, raising=False)
+    assert devices.inference_precision(cpu) == "float32"
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True, raising=False)
+    assert devices.inference_precision(cpu) == "bfloat16"
+    assert devices.inference_precision(cpu, convolutional=False) == "float32"
+    for capability, wanted in (((9, 0), "bfloat16"), ((7, 5), "float16")):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _device, c=capability: c)
+        assert devices.inference_precision(torch.device("cuda")) == wanted
+    method = S3RNet({"weights": weights(tmp_path / "w", SMALL_MBFN)})
+    method.fit(make_scene(rows=96)[1], Control())
+    assert method.describe()["precision"] == "bfloat16"
+    with pytest.raises(HyperSharpError, match="unknown precision 'double'"):
+        S3RNet({"precision": "double"})
+
+
+@pytest.fixture
+def files(tmp_path):
+    from hypersharp.backend.degradation import degrade
+
+    from .conftest import synthetic_image
+
+    truth = synthetic_image(2, rows=240, cols=240)
+    hs = raster(tmp_path / "hs.tif", degrade(truth, 3, 0.3)[0], 9.0)
+    return hs, raster(tmp_path / "pan.tif", truth[3:7].mean(0, keepdim=True), 3.0)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:118] DefaultCPUAllocator: can't allocate memory"),
+    ],
+    ids=["torch", "cublas", "cpu"],
+)
+def test_memory_that_runs_out_in_the_network_halves_the_tile(files, tmp_path, monkeypatch, error):
+    options = {"method": "s3rnet", "weights": weights(tmp_path / "w", SMALL_MBFN), "assess": False}
+    options["parameters"] = {"precision": "float32"}
+    fuse(*files, tmp_path / "plain.tif", **options)
+    real = MBFN.forward
+    # What a tile of 128 pixels and its context come to here; one of 256 is the whole scene.
+    _, scene = make_scene(rows=96)
+    largest = []
+
+    def small_only(self, hs, guide):
+        largest.append(guide.shape[-1])
+        if min(guide.shape[-2:]) >= 240:
+            raise error
+        return real(self, hs, guide)
+
+    monkeypatch.setattr(MBFN, "forward", small_only)
+    result = fuse(*files, tmp_path / "o.tif", **options)
+    assert any("memory ran out: the tile was halved" in w for w in result.warnings)
+    assert largest[0] == 240 > largest[-1]
+    found, plain = (rasterio.open(tmp_path / f"{name}.tif").read() for name in ("o", "plain"))
+    np.testing.assert_allclose(found, plain, atol=1e-3 * plain.std())
+
+    def never(self, hs, guide):
+        raise error
+
+    monkeypatch.setattr(MBFN, "forward", never)
+    with pytest.raises(HyperSharpError) as caught:
+        fuse(*files, tmp_path / "never.tif", **options)
+    assert caught.value.code is ErrorCode.OUT_OF_MEMORY and caught.value.exit_code == 4
+    assert not list(tmp_path.glob("never*"))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_cancel_does_not_wait_for_the_end_of_a_component(tmp_path, kind):
+    cls, _, config = KINDS[kind]
+    _, scene = make_scene(rows=96)
+    asked = []
+    method = cls({"weights": weights(tmp_path / "w", config)})
+    wanted = [False]
+    method.fit(scene, Control(is_cancelled=lambda: asked.append(1) or wanted[0]))
+    tile = scene.tile((0, 96), (0, 96), method.halo)
+    asked.clear()
+    method.fuse(tile)
+    assert len(asked) > 3 * 10  # many times in each of three components
+    left = iter([False] * 8)
+    method._control._is_cancelled = lambda: next(left, True)
+    with pytest.raises(Cancelled):
+        method.fuse(tile)
+
+
+def test_border_windows_alone_are_masked():
+    """Against the mask on every window, written out."""
+    torch.manual_seed(0)
+    attention = WindowAttention(8, 2, 4, 2)
+    torch.nn.init.normal_(attention.position_bias)
+    for size, origin in (((13, 18), (3, 5)), ((16, 16), (2, 2)), ((5, 3), (0, 0))):
+        x = torch.randn(2, *size, 8, requires_grad=True)
+        found = attention(x, origin)
+        assert torch.allclose(found, by_hand(attention, x, origin), atol=1e-5)
+        found.square().sum().backward()
+        assert bool(torch.isfinite(x.grad).all())
+
+
+def by_hand(attention, x, origin):
+    """Each pixel attends to the pixels of its own window."""
+    batch, rows, cols, width = x.shape
+    w, heads, d = attention.window, attention.heads, width // attention.heads
+    q, k, v = attention.qkv(x).view(batch, rows * cols, 3, heads, d).permute(2, 0, 3, 1, 4)
+    y, z = torch.meshgrid(torch.arange(rows), torch.arange(cols), indexing="ij")
+    y, z = ((p.flatten() + o - attention.shift) for p, o in zip((y, z), origin))
+    same = (y[:, None] // w == y[None] // w) & (z[:, None] // w == z[None] // w)
+    index = (y % w)[:, None] - (y % w)[None] + w - 1, (z % w)[:, None] - (z % w)[None] + w - 1
+    bias = attention.position_bias[index[0] * (2 * w - 1) + index[1]].permute(2, 0, 1)
+    logits = q @ k.transpose(2, 3) / d**0.5 + bias
+    out = logits.masked_fill(~same, -torch.inf).softmax(-1) @ v
+    return attention.project(out.transpose(1, 2).reshape(batch, rows, cols, width))
+
+
+def test_tiles_with_context_are_as_large_as_memory_allows():
+    small, large = (choose_tile(100, 1, gb, context=100, pixel_bytes=2000) for gb in (1.0, 4.0))
+    assert small < large
+    for gb, side in ((1.0, small), (4.0, large)):
+        wide = side + 200
+        assert wide**2 * (2000 + 4 * (4 * 100 + 8)) < gb * 2**30
+    # A scene that fits is one tile, and not a larger one than it needs.
+    assert choose_tile(100, 1, 4.0, context=100, pixel_bytes=2000, size=(600, 600)) == 768
+    assert choose_tile(300, 1, 0.5, context=400, pixel_bytes=9000) == 128
+    assert choose_tile(100, 1, 2.0) == 256  # without context, as ever
+
+
+@pytest.mark.parametrize("window", [1, 5, 15])
+def test_window_means_are_means_over_the_pixels_that_exist(window):
+    image = torch.randn(2, 3, 9, 21)
+    for dim, kernel in ((2, (window, 1)), (3, (1, window))):
+        pad = tuple(side // 2 for side in kernel)
+        plain = torch.nn.functional.avg_pool2d(image, kernel, 1, pad, count_include_pad=False)
+        assert torch.allclose(window_mean(image, dim, window), plain, atol=1e-6)
