@@ -7,6 +7,7 @@ reconstruction after PLRDiff (Rui et al., arXiv 2305.10925). See docs/diffusion.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -16,7 +17,6 @@ from torch import Tensor
 from ..control import Control
 from ..degradation import Range, separable
 from ..errors import ErrorCode, HyperSharpError
-from ..methods.lmmse import LMMSE
 from ..scene import Scene
 from ..weights import find_weights
 from .denoiser import Denoiser, load_denoiser
@@ -41,7 +41,8 @@ class PriorSettings:
         seed: of the noise.
         rank: number of base bands; beyond three they go through the network in groups of three.
         rule: band selection: "pca", "rrqr", "mvpca" or "equal".
-        residual: "itp" adds what the base does not explain of the HS image, interpolated; "none" does not.
+        residual: what is added to what the base explains: "itp": what it does not explain of the HS image,
+            interpolated (PLRDiff); "lmmse": what it does not explain of the closed form's result; "none": nothing.
         start: "noise"; or an image noised to the signal share `signal`: "interpolated" or "lmmse".
         signal: see `start`.
         weights: name of shipped weights, or a folder.
@@ -110,17 +111,36 @@ class Prior:
     curves: dict[str, list[float]]
     facts: dict[str, Any]
     _up: tuple[Tensor, Tensor]
+    closed_form: Callable[[Range, Range], Tensor] | None = None
+    """With the residual "lmmse": its result `[S, rows, cols]` on fine pixels of the scene."""
 
+    @torch.no_grad()
     def image(self, rows: Range | None = None, cols: Range | None = None) -> Tensor:
         """Return the prior `[S, rows, cols]` float32, in the HS image's units.
 
         Args:
             rows, cols: fine pixels of the scene; None for all.
         """
-        area = slice(*(rows or (0, self.base.shape[1]))), slice(*(cols or (0, self.base.shape[2])))
-        image = separable(self._up[0][area[0]], self._up[1][area[1]], self.residual)
-        image += mix(self.loadings, self.base[(slice(None), *area)])
+        rows, cols = rows or (0, self.base.shape[1]), cols or (0, self.base.shape[2])
+        if self.closed_form is not None:
+            return self.refine(self.closed_form(rows, cols), rows, cols)
+        image = separable(self._up[0][slice(*rows)], self._up[1][slice(*cols)], self.residual)
+        image += mix(self.loadings, self.base[:, slice(*rows), slice(*cols)])
         return image.add_(self.offset.to(image)[:, None, None])
+
+    @torch.no_grad()
+    def refine(self, image: Tensor, rows: Range, cols: Range) -> Tensor:
+        """Return another image of the same ground with the prior's base in place of its own.
+
+        Args:
+            image: `[S, rows, cols]`, for instance the closed form's.
+            rows, cols: fine pixels of the scene that it covers.
+
+        Returns:
+            `image + loadings (base - base of image)`.
+        """
+        own = (image[self.bands] - self.low.to(image)[:, None, None]) / self.span.to(image)[:, None, None]
+        return image + mix(self.loadings, self.base[:, slice(*rows), slice(*cols)] - own)
 
 
 def sample_prior(
@@ -149,20 +169,34 @@ def sample_prior(
         settings.register,
         settings.frame,
         settings.srf,
+        closed=settings.start == "lmmse",
     )
-    start = start_image(scene, problem, settings, control)
+    starts = {"interpolated": problem.interpolated}
+    if problem.closed is not None:
+        starts["lmmse"] = problem.closed.base
+    start = starts.get(settings.start)
     sampler = replace(
         settings.sampler, steps=settings.step_count, signal=0.0 if start is None else settings.signal
     )
     control.stage(STAGE, sampler.steps)
     noise_of = TiledNoise(denoiser, settings.side, settings.overlap, settings.half)
     sample = draw(noise_of, problem.terms, sampler, control, settings.seed, start)
-    return finish(problem, sample.base, sample.curves, {**sample.facts, "start": settings.start})
+    facts = {**sample.facts, "start": settings.start, "residual": settings.residual, "seed": settings.seed}
+    return finish(scene, problem, sample.base, sample.curves, facts)
 
 
 @torch.no_grad()
-def finish(problem: Problem, base: Tensor, curves: dict[str, list[float]], facts: dict[str, Any]) -> Prior:
-    """Return the prior of a base on the HS image's ground."""
+def finish(
+    scene: Scene, problem: Problem, base: Tensor, curves: dict[str, list[float]], facts: dict[str, Any]
+) -> Prior:
+    """Return the prior of a base that lies on the HS image's ground.
+
+    Args:
+        scene: the pair.
+        problem: made of it.
+        base: `[s, rows, cols]`.
+        curves, facts: of the sampling.
+    """
     up = problem.up
     if problem.back is not None:
         base = separable(*problem.back, base)
@@ -171,7 +205,7 @@ def finish(problem: Problem, base: Tensor, curves: dict[str, list[float]], facts
         name: None if not values else {"start": round(values[0], 5), "end": round(values[-1], 5)}
         for name, values in curves.items()
     }
-    return Prior(
+    prior = Prior(
         base,
         problem.loadings,
         problem.offset,
@@ -183,17 +217,11 @@ def finish(problem: Problem, base: Tensor, curves: dict[str, list[float]], facts
         {**problem.facts, **facts, "data_terms": gained},
         up,
     )
+    if facts.get("residual") == "lmmse" and problem.closed is not None:
+        method = problem.closed.method
 
+        def closed(rows: Range, cols: Range) -> Tensor:
+            return method.fuse(scene.tile(rows, cols, method.halo))
 
-@torch.no_grad()
-def start_image(scene: Scene, problem: Problem, settings: PriorSettings, control: Control) -> Tensor | None:
-    """Return the base that sampling starts from, `[s, rows, cols]` in [0, 1], or None for noise."""
-    if settings.start == "noise":
-        return None
-    if settings.start == "interpolated":
-        return problem.start
-    method = LMMSE({"frame": "hs"})
-    method.fit(scene, control)
-    rows, cols = scene.shape
-    image = method.fuse(scene.tile((0, rows), (0, cols), method.halo))
-    return problem.as_base(image)
+        prior.closed_form = closed
+    return prior

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -14,15 +15,21 @@ from ..control import Control
 from ..degradation import decimation_matrix, interpolation_matrix, separable
 from ..errors import ErrorCode, HyperSharpError
 from ..methods.linear_model import LinearModelMethod
+from ..methods.lmmse import LMMSE
 from ..methods.registration import shift_matrix
 from ..methods.subspace import grown
-from ..scene import FILL_REACH, Scene, Tile
+from ..scene import FILL_REACH, Scene, Tile, tile_windows
 from .bands import band_loadings, select_bands, unexplained
 from .terms import DataTerms, mix
 
-MARGIN = 0.2
-"""By this share of its coarse range a base band's range is widened at both ends: fine detail goes beyond it."""
-RESIDUALS = ("itp", "none")
+MIDDLE = (0.005, 0.995)
+"""Quantiles of a base band's coarse values that its range is taken from, as the network's training crops were
+scaled: a single bright roof must not squeeze everything else."""
+MARGIN = 0.1
+"""By this share the range is widened at both ends: fine detail goes beyond it."""
+RESIDUALS = ("itp", "lmmse", "none")
+WINDOW = 384
+"""Side, in fine pixels, of the windows in which the closed form is computed."""
 
 
 class PairModel(LinearModelMethod):
@@ -50,7 +57,8 @@ class Problem:
         offset: `[S]`: X = offset + loadings base + residual.
         residual: `[S, coarse rows, coarse cols]`, to be interpolated; zeros where there is none.
         terms: both data terms.
-        start: `[s, rows, cols]`: the selected bands, interpolated, as base.
+        interpolated: `[s, rows, cols]`: the selected bands, interpolated, as base.
+        closed: the closed form's result; None where nothing asked for it.
         up: interpolation, `[fine rows, coarse rows]` and `[fine cols, coarse cols]`.
         back: what moves a result onto the guide's ground; None where nothing has to move.
         facts: for the report.
@@ -64,16 +72,33 @@ class Problem:
     offset: Tensor
     residual: Tensor
     terms: DataTerms
-    start: Tensor
+    interpolated: Tensor
+    closed: ClosedResult | None
     up: tuple[Tensor, Tensor]
     back: tuple[Tensor, Tensor] | None
     facts: dict[str, Any]
     model: PairModel
 
-    def as_base(self, image: Tensor) -> Tensor:
-        """Return the base of an image's selected bands, `[S, rows, cols]` to `[s, rows, cols]`."""
-        chosen = image[self.bands]
-        return (chosen - self.low.to(chosen)[:, None, None]) / self.span.to(chosen)[:, None, None]
+
+@dataclass
+class ClosedResult:
+    """The closed form `lmmse` of a scene.
+
+    Attributes:
+        method: fitted; its result lies on the ground that was asked for.
+        base: `[s, rows, cols]`: its selected bands as base, on the HS image's ground.
+    """
+
+    method: LMMSE
+    base: Tensor
+
+
+@dataclass
+class _Residual:
+    """R, as both sensors see it: `[S, coarse rows, coarse cols]` and rho R `[guide bands, rows, cols]`."""
+
+    hs: Tensor
+    guide: Tensor
 
 
 @torch.no_grad()
@@ -86,6 +111,7 @@ def make_problem(
     register: bool = True,
     frame: str = "guide",
     srf: str | None = None,
+    closed: bool = False,
 ) -> Problem:
     """Estimate what is unknown of a pair and set up its data terms.
 
@@ -94,10 +120,12 @@ def make_problem(
         control: cancel and warnings.
         rank: number of base bands.
         rule: see `bands.select_bands`.
-        residual: "itp": what the base does not explain of the HS image is interpolated; "none": left out.
+        residual: what is added to what the base explains. "itp": what it does not explain of the HS image,
+            interpolated (PLRDiff); "lmmse": what it does not explain of the closed form's result; "none": nothing.
         register: estimate PSF and shift.
         frame: ground of the result, "guide" or "hs".
         srf: the guide's nominal response; None estimates it.
+        closed: compute the closed form in any case.
 
     Raises:
         HyperSharpError: an unknown choice, or a scene too poor for this rank.
@@ -119,8 +147,8 @@ def make_problem(
     ratio, (height, width) = scene.ratio, scene.shape
     tile = model.registration.apply(scene.tile((0, height), (0, width), 0))
     hs, hs_mask = tile.hs, tile.hs_mask
-    chosen = hs[bands][:, hs_mask]
-    low, high = chosen.amin(dim=1).double(), chosen.amax(dim=1).double()
+    chosen = hs[bands][:, hs_mask].double().cpu()
+    low, high = (torch.quantile(chosen, q, dim=1) for q in MIDDLE)
     span = (high - low).clamp_min(1e-6 * high.abs().clamp_min(1e-30)) * (1 + 2 * MARGIN)
     low = low - MARGIN / (1 + 2 * MARGIN) * span
     share = band_loadings(covariance, bands)
@@ -135,10 +163,20 @@ def make_problem(
     up = tuple(interpolation_matrix((0, n * ratio), (0, n), ratio, n).to(hs) for n in shape)
     gain = model.registration.mtf_gain
     down = tuple(decimation_matrix((0, n), (0, n * ratio), ratio, n * ratio, gain).to(hs) for n in shape)
+    model_of_image = _LowRank(bands, low, span, loadings, offset)
+    if residual == "lmmse" or closed:
+        result, seen = _closed_form(scene, model_of_image, model, down, control, frame)
+    else:
+        result, seen = None, None
+    if residual != "lmmse" or seen is None:
+        # The interpolated residual seen by the sensor is not the residual: what is missing is part of the data.
+        seen = _Residual(
+            separable(down[0] @ up[0], down[1] @ up[1], left), separable(*up, mix(model.response, left))
+        )
     spread = float(
         (covariance.diagonal()[bands].clamp_min(0).sqrt() / span.to(covariance)).square().mean().sqrt()
     )
-    terms = _terms(tile, model, (loadings, offset, left, down, up), covariance, spread)
+    terms = _terms(tile, model, model_of_image, seen, covariance, down, spread)
     back = None
     if model.moves_back:
         back = tuple(shift_matrix(n * ratio, -s).to(hs) for n, s in zip(shape, model.registration.shift))
@@ -149,37 +187,81 @@ def make_problem(
         "unexplained_by_bands": round(unexplained(covariance, bands), 5),
         **{k: v for k, v in model.describe().items() if k != "guide_response_estimated"},
     }
-    start = separable(*up, base_low)
-    return Problem(bands, low, span, loadings, offset, left, terms, start, up, back, facts, model)
+    interpolated = separable(*up, base_low)
+    return Problem(
+        bands, low, span, loadings, offset, left, terms, interpolated, result, up, back, facts, model
+    )
+
+
+@dataclass
+class _LowRank:
+    """X = offset + loadings base (+ R); attributes as in `Problem`."""
+
+    bands: list[int]
+    low: Tensor
+    span: Tensor
+    loadings: Tensor
+    offset: Tensor
+
+    def as_base(self, image: Tensor) -> Tensor:
+        chosen = image[self.bands]
+        return (chosen - self.low.to(chosen)[:, None, None]) / self.span.to(chosen)[:, None, None]
+
+
+def _closed_form(
+    scene: Scene,
+    low_rank: _LowRank,
+    model: PairModel,
+    down: tuple[Tensor, ...],
+    control: Control,
+    frame: str,
+) -> tuple[ClosedResult, _Residual]:
+    """Fit and run the closed form, window by window; return its base, and its residual as the sensors see it."""
+    method = LMMSE({"frame": frame, "register": bool(model.parameters["register"])})
+    method.fit(scene, control)
+    still = copy.copy(method)
+    still.moves_back = False
+    height, width = scene.shape
+    base = torch.zeros(len(low_rank.bands), height, width, device=scene.device)
+    hs = torch.zeros(scene.hs.bands, *scene.coarse_shape, device=scene.device)
+    guide = torch.zeros(scene.guide.bands, height, width, device=scene.device)
+    for rows, cols in tile_windows((0, height), (0, width), WINDOW):
+        control.check()
+        image = still.fuse(scene.tile(rows, cols, still.halo))
+        own = slice(*rows), slice(*cols)
+        part = low_rank.as_base(image)
+        base[(slice(None), *own)] = part
+        image -= mix(low_rank.loadings, part)
+        image -= low_rank.offset.to(image)[:, None, None]
+        guide[(slice(None), *own)] = mix(model.response, image)
+        # The degradation is linear: every window adds what it contributes to the coarse pixels.
+        hs += separable(down[0][:, own[0]], down[1][:, own[1]], image)
+    return ClosedResult(method, base), _Residual(hs, guide)
 
 
 def _terms(
     tile: Tile,
     model: PairModel,
-    image: tuple[Tensor, Tensor, Tensor, tuple[Tensor, ...], tuple[Tensor, ...]],
+    low_rank: _LowRank,
+    seen: _Residual,
     covariance: Tensor,
+    down: tuple[Tensor, ...],
     spread: float,
 ) -> DataTerms:
     """Set up the data terms from the tile in register and the low-rank model of the image."""
-    loadings, offset, left, down, up = image
-    hs = tile.hs
-    deviation = covariance.diagonal().sqrt()
+    loadings, offset, hs = low_rank.loadings, low_rank.offset, tile.hs
+    deviation = covariance.diagonal().clamp_min(0).sqrt()
     weight = torch.where(deviation > 0, 1.0 / deviation.clamp_min(1e-300), 0.0)
     q, mixing = torch.linalg.qr(weight[:, None] * loadings)
-    projector = q.T * weight[None, :]
-    # The interpolated residual seen by the sensor is not the residual: what is missing is part of the data.
-    seen = separable(down[0] @ up[0], down[1] @ up[1], left)
-    missing = (hs - offset.to(hs)[:, None, None] - seen) * tile.hs_mask
-    target = mix(projector, missing)
-    whole = float((missing.double().square().sum(dim=(1, 2)) * weight.square()).sum())
+    missing = (hs - offset.to(hs)[:, None, None] - seen.hs) * tile.hs_mask
+    target = mix(q.T * weight[None, :], missing)
+    whole = float((missing.double().square().sum(dim=(1, 2)) * weight.to(hs.device).square()).sum())
     rest = max(0.0, whole - float(target.double().square().sum()))
     guide_mask = tile.guide_mask
-    scale = tile.guide[:, guide_mask].double().std(dim=1).clamp_min(1e-30)
-    response = model.response / scale[:, None].to(model.response)
-    constant = (model.guide_mean + model.guide_offset) / scale.to(model.guide_mean)
-    constant = constant + response @ (offset - model.subspace.mean)
-    rest_seen = separable(*up, mix(response, left))
-    guide = tile.guide / scale.to(hs)[:, None, None] - constant.to(hs)[:, None, None] - rest_seen
+    scale = tile.guide[:, guide_mask].double().std(dim=1).clamp_min(1e-30).cpu()
+    response = model.response / scale[:, None]
+    constant = (model.guide_mean + model.guide_offset) / scale + response @ (offset - model.subspace.mean)
+    guide = (tile.guide - seen.guide) / scale.to(hs)[:, None, None] - constant.to(hs)[:, None, None]
     return DataTerms(
         (down[0], down[1]),
         target,
