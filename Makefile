@@ -79,8 +79,8 @@ clean:  ## remove what was built, environments included
 
 # Without nvcc only its Python reference is usable, which is what the parity tests want. May fail: they then skip.
 mamba-reference: env  ## install mamba-ssm's reference scan into .venv, for its parity tests (optional)
-	-$(PY) -m pip install --quiet --disable-pip-version-check --no-deps einops==0.8.2
-	-MAMBA_FORCE_BUILD=TRUE MAMBA_SKIP_CUDA_BUILD=TRUE $(PY) -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps setuptools 'mamba-ssm<2.3.1'
+	-$(PY) -m pip install --quiet --disable-pip-version-check --no-deps setuptools einops==0.8.2
+	-MAMBA_FORCE_BUILD=TRUE MAMBA_SKIP_CUDA_BUILD=TRUE $(PY) -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps "mamba-ssm<2.3.1"
 
 env: $(STAMPS)/env  ## build .venv, the backend's Python environment
 env-qgis: $(STAMPS)/env-qgis  ## install QGIS (Debian packages) and build .venv-qgis, for the QGIS tests and the demo
