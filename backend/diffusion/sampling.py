@@ -13,6 +13,7 @@ At every step the network finds the noise, hence a clean estimate; the two data 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -105,7 +106,7 @@ def plan(settings: SamplerSettings) -> tuple[Scheduler, list[int]]:
     if settings.signal > 0:
         shares = exponential_alpha_bars(settings.timesteps, settings.rate)[1:]
         kept = float((shares >= settings.signal).double().mean())
-        total = max(steps, round(steps / max(kept, 1e-3)))
+        total = math.ceil(steps / max(kept, 1e-3))
     length = -(-max(settings.timesteps, total) // total) * total
     scheduler = make_scheduler(settings.sampler, length, settings.rate)
     scheduler.set_timesteps(total)
