@@ -23,6 +23,9 @@ DIRECTIONS = 4
 DELTA_RANGE = (1e-3, 0.1)
 """Steps begin log-uniform in this range."""
 
+FEW = 1 << 17
+"""Up to so many values, streams and axes are scanned in one call; with more, memory counts and calls do not."""
+
 
 class ScanHead(nn.Module):
     """What one direction of scan owns: convolution, selection and state matrices, under mamba-ssm's names.
@@ -201,24 +204,22 @@ def scan_images(
     if (guide is not None) != hasattr(blocks[0], "in_proj_b"):
         raise ValueError("guided scans need a guide, and others take none")
     pieces = pieces or Pieces()
+    if len(blocks) > 1 and x[0].numel() > FEW:
+        guides = [None] * len(blocks) if guide is None else guide[:, None]
+        return torch.cat([scan_images([b], x[i : i + 1], guides[i], pieces) for i, b in enumerate(blocks)])
     x, z = each_linear([b.in_proj for b in blocks], x).chunk(2, dim=-1)
     steering = None if guide is None else each_linear([b.in_proj_b for b in blocks], guide)
     rows, columns = _Lines(x, pieces), _Lines(x.transpose(2, 3), pieces, transposed=True)
-    inputs, steers = [], []
-    for lines in (rows, columns):
-        inputs.append(lines.both_ways(x))
-        if steering is not None:
-            steers.append(lines.both_ways(steering))
-    heads = [[d for b in blocks for d in list(b.directions)[2 * axis : 2 * axis + 2]] for axis in range(2)]
-    if inputs[0].shape == inputs[1].shape and rows.keep is None:
-        steer = torch.cat(steers, 1) if steers else None
-        found = scan_with(heads[0] + heads[1], torch.cat(inputs, 1), steer).chunk(2, dim=1)
+    heads = [[d for b in blocks for d in list(b.directions)[i : i + 2]] for i in (0, 2)]
+    if pieces.span is None and x.numel() <= FEW:
+        both = [
+            torch.cat([rows.both_ways(s), columns.both_ways(s)], 1) for s in (x, steering) if s is not None
+        ]
+        along, across = scan_with(heads[0] + heads[1], *both).chunk(2, dim=1)
+        y = rows.image(along) + columns.image(across)
     else:
-        steer_of = steers or [None, None]
-        found = tuple(
-            scan_with(heads[i], inputs[i], steer_of[i], lines.keep) for i, lines in enumerate((rows, columns))
-        )
-    y = (rows.image(found[0]) + columns.image(found[1])) / DIRECTIONS
+        y = rows.scanned(heads[0], x, steering) + columns.scanned(heads[1], x, steering)
+    y = y / DIRECTIONS
     y = each_norm([b.norm for b in blocks], y * functional.silu(z))
     return each_linear([b.out_proj for b in blocks], y)
 
@@ -250,6 +251,11 @@ class _Lines:
                 x = functional.pad(x, (0, 0, self.left, self.right))
             lanes = x.unflatten(3, (-1, self.span)).permute(4, 0, 5, 1, 2, 3).flatten(3)
         return torch.stack([lanes, lanes.flip(0)], dim=2).flatten(1, 2)
+
+    def scanned(self, heads: Sequence[ScanHead], x: Tensor, steering: Tensor | None) -> Tensor:
+        """Return the scans along this axis, both ways, as `[streams, batch, rows, cols, d]`."""
+        steer = None if steering is None else self.both_ways(steering)
+        return self.image(scan_with(heads, self.both_ways(x), steer, self.keep))
 
     def image(self, lanes: Tensor) -> Tensor:
         """Return the sum of both ways as `[streams, batch, rows, cols, d]`."""

@@ -305,11 +305,10 @@ class MPSRNet(PretrainedModel):
         """Return the peak of working memory in inference, in float32, for each fine pixel of one sample."""
         c = self.config
         streams = 3 if c.prior else 2
-        fine = (2 * streams + 2) * c.width + c.hs_bands + (c.out_bands or 0) + c.guide_bands + c.prior_bands
         pairs = 2 * (streams - 1) if c.inter else 0
-        d, scanned = c.expand * c.width, max(streams, pairs)
-        # Of each scan: input, gate and result, and for both ways of a line what is convolved, selected and scanned.
-        token = 3 * streams * c.width + scanned * (6 * d + 2 * (7 * d + 2 * 2 * c.d_state))
+        fine = 2 * streams * c.width + 2 * (c.hs_bands + (c.out_bands or 0)) + c.guide_bands + c.prior_bands
+        # All streams' tokens before and after, and one stream's lines, both ways, as they are selected and scanned.
+        token = 3 * (streams + pairs) * c.width + 22 * c.expand * c.width + 6 * c.d_state
         return 4 * (fine + token // c.patch**2)
 
     def forward(
