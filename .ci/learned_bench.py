@@ -156,7 +156,8 @@ def bench(args: argparse.Namespace, devices: list[str]) -> None:
                 gpu = f"{r['gpu_mb']:.0f}" if "gpu_mb" in r else ""
                 print(
                     f"| {method} | {r['parameters'] or ''} | {r.get('gpu', device)} | {r['seconds']:.1f} "
-                    f"| {pixels / r['seconds']:.3f} | {r['learning']:.1f} | {r['tiles']} | {r['peak_mb']:.0f} | {gpu} |",
+                    f"| {pixels / r['seconds']:.3f} | {r['learning']:.1f} | {r['tiles']} "
+                    f"| {r['peak_mb']:.0f} | {gpu} |",
                     flush=True,
                 )
 

@@ -60,7 +60,7 @@ def choose_tile(
         bands, guide_bands: of the images.
         memory_gb: bound of working memory in GiB.
         context: fine pixels beyond a tile that its values depend on.
-        pixel_bytes: memory for each fine pixel of a tile and its context, beyond copies of image and guide.
+        pixel_bytes: memory for each fine pixel of a tile and its context, beside one copy of image and guide.
         size: rows and cols of the whole result, where known.
     """
     budget = max(memory_gb * 2**30 - BASE_MEMORY_BYTES, 0.15 * memory_gb * 2**30)
@@ -80,7 +80,7 @@ def _tile_with_context(
 
     def needed(side: int) -> float:
         area = min(side + 2 * context, rows) * min(side + 2 * context, cols)
-        return area * (pixel_bytes + 4 * (4 * bands + 8 * guide_bands))
+        return area * max(4 * (4 * bands + 8 * guide_bands), 4 * (bands + 8 * guide_bands) + pixel_bytes)
 
     def computed(side: int) -> float:
         return _widened(rows, side, context) * _widened(cols, side, context)

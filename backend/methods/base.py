@@ -29,7 +29,7 @@ class FusionMethod(ABC):
     halo: int = INTERPOLATION_REACH
     """Coarse pixels around a tile that its values depend on."""
     pixel_bytes: int = 0
-    """Working memory, in bytes for each fine pixel of a tile and its context, beyond copies of image and guide."""
+    """Working memory, in bytes for each fine pixel of a tile and its context, beside a copy of image and guide."""
 
     def __init__(self, parameters: Mapping[str, Any] | None = None) -> None:
         unknown = sorted(set(parameters or {}) - set(self.defaults))

@@ -89,8 +89,8 @@ class LearnedFusion(FusionMethod):
         low_pass = psf + INTERPOLATION_REACH
         self.margin = 2 * low_pass + self.model.reach(scene.ratio) + 1
         self.halo = self.closed.halo + self.margin
-        planes = PLANE_COPIES * 4 * self.components * FINE_PLANES
-        self.pixel_bytes = round(planes) + self.model.pixel_bytes(scene.ratio)
+        planes = 4 * self.components * FINE_PLANES
+        self.pixel_bytes = round(max(PLANE_COPIES * planes, planes + self.model.pixel_bytes(scene.ratio)))
 
     @torch.no_grad()
     def fuse(self, tile: Tile) -> Tensor:

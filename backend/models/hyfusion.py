@@ -126,10 +126,10 @@ class HyFusion(PretrainedModel):
         """Return the peak of working memory in inference, in float32, for each fine pixel of one sample."""
         c = self.config
         out = c.out_bands or c.hs_bands
-        # A layer's tokens, queries, keys and values (as they come and as attention takes them), result and sums.
-        fine = 12 * (max(c.width // 2, out) + 3 * c.growth)
+        # Feature maps as they grow, and copies of them; attention itself takes a few windows at a time.
+        fine = 7 * (max(c.width // 2, out) + 3 * c.growth)
         first, _ = split_ratio(ratio)
-        coarse = 12 * (2 * c.width + 3 * c.growth) * first**2 // ratio**2
+        coarse = 7 * (2 * c.width + 3 * c.growth) * first**2 // ratio**2
         return 4 * (max(fine, coarse) + 2 * c.width + c.hs_bands + c.guide_bands)
 
     def forward(self, hs: Tensor, guide: Tensor, origin: Origin = (0, 0)) -> tuple[Tensor, Tensor]:

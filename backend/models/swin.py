@@ -14,6 +14,8 @@ from torch.nn import functional
 
 Origin = tuple[int, int]
 """Scene coordinates (row, col) of an image's upper left pixel."""
+STRIP_PIXELS = 16_384
+"""In inference a layer takes this many pixels at a time, in whole rows of windows."""
 
 
 class WindowAttention(nn.Module):
@@ -107,6 +109,17 @@ class SwinLayer(nn.Module):
 
     def forward(self, x: Tensor, origin: Origin = (0, 0)) -> Tensor:
         """Return the same shape as `x`, `[batch, width, rows, cols]`."""
+        if torch.is_grad_enabled() or x.shape[2] * x.shape[3] <= STRIP_PIXELS:
+            return self._strip(x, origin)
+        # Rows of windows know nothing of each other: some at a time bound the memory and stay in the cache.
+        window, rows = self.attention.window, x.shape[2]
+        first = (self.attention.shift - origin[0]) % window or window
+        step = max(1, STRIP_PIXELS // (x.shape[3] * window)) * window
+        edges = [0, *range(first, rows, step), rows]
+        strips = [self._strip(x[:, :, a:b], (origin[0] + a, origin[1])) for a, b in zip(edges, edges[1:])]
+        return torch.cat(strips, dim=2)
+
+    def _strip(self, x: Tensor, origin: Origin) -> Tensor:
         x = x.permute(0, 2, 3, 1)
         x = x + self.attention(self.norm_attention(x), origin)
         x = x + self.mlp(self.norm_mlp(x))

@@ -191,7 +191,7 @@ def test_tiles_with_context_are_as_large_as_memory_allows():
     assert small < large
     for gb, side in ((1.0, small), (4.0, large)):
         wide = side + 200
-        assert wide**2 * (2000 + 4 * (4 * 100 + 8)) < gb * 2**30
+        assert wide**2 * (2000 + 4 * 108) < gb * 2**30
     # A scene that fits is one tile, and not a larger one than it needs.
     assert choose_tile(100, 1, 4.0, context=100, pixel_bytes=2000, size=(600, 600)) == 768
     assert choose_tile(300, 1, 0.5, context=400, pixel_bytes=9000) == 128
