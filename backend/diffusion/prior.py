@@ -171,18 +171,20 @@ def sample_prior(
         settings.srf,
         closed=settings.start == "lmmse",
     )
-    starts = {"interpolated": problem.interpolated}
-    if problem.closed is not None:
-        starts["lmmse"] = problem.closed.base
-    start = starts.get(settings.start)
+    known = problem.interpolated if problem.closed is None else problem.closed.base
+    # What lies outside the network's range (roofs, boats) is left to what is known already: beyond its range the
+    # network is no judge, and such values would shift its normalisation for the whole image.
+    excess = known - known.clamp(0, 1)
+    start = {"interpolated": problem.interpolated, "lmmse": known}.get(settings.start)
     sampler = replace(
         settings.sampler, steps=settings.step_count, signal=0.0 if start is None else settings.signal
     )
     control.stage(STAGE, sampler.steps)
     noise_of = TiledNoise(denoiser, settings.side, settings.overlap, settings.half)
-    sample = draw(noise_of, problem.terms, sampler, control, settings.seed, start)
+    terms = problem.terms.without(excess)
+    sample = draw(noise_of, terms, sampler, control, settings.seed, None if start is None else start - excess)
     facts = {**sample.facts, "start": settings.start, "residual": settings.residual, "seed": settings.seed}
-    return finish(scene, problem, sample.base, sample.curves, facts)
+    return finish(scene, problem, sample.base + excess, sample.curves, facts)
 
 
 @torch.no_grad()

@@ -28,6 +28,8 @@ from .tiles import TiledNoise
 
 GUIDANCES = ("gradient", "published", "solve")
 PUBLISHED_ETA = 2.0
+LEAST_DOUBT = 1e-4
+"""Least variance of the clean estimate that "solve" assumes: to the last step the data have their say."""
 CLIP_BELOW = 0.5
 """Signal share below which the network's clean estimate is held in [-1, 1], where its error is largest. Above, it is
 free: a roof or a boat can be far brighter than any coarse pixel."""
@@ -238,7 +240,7 @@ class _Guided:
         """Return the clean estimate made to explain the pair."""
         settings = self.settings
         hs, guide = (1.0 / n**2 if t in settings.terms else 0.0 for t, n in zip(TERMS, settings.noise))
-        doubt = max((1 - share) / share / 4, 1e-6)
+        doubt = max((1 - share) / share / 4, LEAST_DOUBT)
         base = self.terms.solve(
             (clean + 1) / 2, (hs, guide), settings.trust / doubt, settings.solve_iterations
         )

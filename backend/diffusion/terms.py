@@ -12,7 +12,7 @@ lies outside does not depend on A and is one number.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -71,6 +71,14 @@ class DataTerms:
     def guide_seen(self, base: Tensor) -> Tensor:
         """Return what the guide's sensor sees of a base `[s, rows, cols]`, where valid."""
         return mix(self.guide_mixing, base) * self.guide_mask
+
+    def without(self, part: Tensor) -> DataTerms:
+        """Return the terms of `base - part`, for a part `[s, rows, cols]` of the base that is taken as known."""
+        return replace(
+            self,
+            hs=self.hs * self.hs_mask - self.hs_seen(part),
+            guide=self.guide * self.guide_mask - self.guide_seen(part),
+        )
 
     def norms(self, base: Tensor) -> tuple[Tensor, Tensor]:
         """Return both norms (not squared), differentiable."""
