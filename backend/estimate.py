@@ -19,6 +19,10 @@ START_SECONDS = 3.0
 """Start of the worker: Python, torch, GDAL."""
 CONTEXT_SHARE = 0.8
 """Share of the memory bound that a tile with context may take, where all of its memory is counted."""
+NETWORK_PIXEL_BYTES = 2000
+"""Working memory of a network for each pixel, in bytes; tiles keep it to the bound."""
+ADAPT_START_SECONDS = 4.0
+"""What adaptation takes beside its steps: making the pair one scale down, and validating on it."""
 BASE_MEMORY_BYTES = 450_000_000
 """Resident size of the worker before it reads anything (Python, torch, GDAL), in bytes."""
 
@@ -105,15 +109,37 @@ def estimate(
     memory_gb: float = 2.0,
     relative_cost: float = 1.0,
     assess: bool = True,
+    ratio: int = 0,
+    network_seconds: float = 0.0,
+    adapt_steps: int = 0,
+    adapt_seconds: float = 0.0,
 ) -> Estimate:
-    """Return what fusing to `[bands, rows, cols]` of `dtype` will need.
+    """Return what fusing to `[bands, rows, cols]` of `dtype` will need, on two CPU cores.
 
     The disk estimate is the uncompressed size, an upper bound for what compression leaves.
+
+    Args:
+        bands, rows, cols, dtype: of the result.
+        guide_bands: of the guide.
+        memory_gb: bound of working memory in GiB.
+        relative_cost, network_seconds, adapt_seconds: of the method (`registry.MethodInfo`).
+        assess: indices are computed, for which a method is fitted and run again one scale (`ratio`) down.
+        ratio: of the pixel sizes.
+        adapt_steps: training steps on the pair.
     """
     values = bands * rows * cols
     tile = min(choose_tile(bands, guide_bands, memory_gb), max(rows, cols, 1))
-    memory = min(BASE_MEMORY_BYTES + 2 * tile_bytes(bands, guide_bands, tile), int(memory_gb * 2**30))
+    memory = BASE_MEMORY_BYTES + 2 * tile_bytes(bands, guide_bands, tile)
+    if network_seconds:
+        memory += NETWORK_PIXEL_BYTES * rows * cols
+    memory = min(memory, int(memory_gb * 2**30))
     seconds = START_SECONDS + relative_cost * values / VALUES_PER_SECOND_GSA
+    network = network_seconds * rows * cols / 1e6
+    network += ADAPT_START_SECONDS + adapt_steps * adapt_seconds if adapt_steps else 0.0
     if assess:
         seconds += values / VALUES_PER_SECOND_ASSESSED
+        # One scale down there are fewer pixels, but as many steps.
+        again = network_seconds * rows * cols / 1e6 / max(1, ratio) ** 2
+        network += again + (ADAPT_START_SECONDS + adapt_steps * adapt_seconds if adapt_steps else 0.0)
+    seconds += network
     return Estimate(memory, values * BYTES.get(dtype, 4), seconds)

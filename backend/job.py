@@ -21,6 +21,12 @@ DEFAULT_MTF_GUIDE = 0.2
 DEFAULT_MEMORY_GB = 2.0
 
 DTYPES = ("same", "float32")
+TRAINABLE = ("s3rnet", "csakd")
+"""What can be trained (`training.presets` has how). csakd's student, which is its own, is of s3rnet's class."""
+DEFAULT_TRAIN_STEPS = 2000
+DEFAULT_TRAIN_SEED = 1029
+TRAIN_STATE = "state.safetensors"
+"""File in the weights folder with all that an interrupted training needs to go on."""
 MAP_NAMES = ("sam", "rmse", "d_rho", "sam_reference", "rmse_reference")
 """Error maps in a job's `maps` folder: NAME.tif, and NAME.qml, the style that QGIS shows it with."""
 COMPRESSIONS = ("deflate", "zstd", "lzw", "none")
@@ -182,7 +188,7 @@ class TrainJob:
 
     Attributes:
         output: the weights folder.
-        method: "s3rnet", or "csakd" (a student beside its teacher).
+        method: one of `TRAINABLE` ("csakd" trains a student beside its teacher).
         hs, guide: paths of a pair (scene-adaptive training by Wald's protocol); or
         cubes: path of a folder with hyperspectral cubes.
         steps: training steps.
@@ -203,7 +209,7 @@ class TrainJob:
     hs: Optional[str] = None
     guide: Optional[str] = None
     cubes: Optional[str] = None
-    steps: int = 2000
+    steps: int = DEFAULT_TRAIN_STEPS
     batch: int = 1
     resume: bool = False
     weights: Optional[str] = None
@@ -212,7 +218,7 @@ class TrainJob:
     validate_every: int = 100
     patience: int = 8
     device: str = "auto"
-    seed: int = 1029
+    seed: int = DEFAULT_TRAIN_SEED
     mtf_hs: float = DEFAULT_MTF_HS
     mtf_guide: float = DEFAULT_MTF_GUIDE
 

@@ -34,6 +34,9 @@ class MethodInfo:
         needs: importable packages beyond the backend's own.
         needs_weights: a learned method with weights.
         relative_cost: time per output value relative to `gsa`, for estimates.
+        network_seconds: what a network takes beyond that for each megapixel of the result, whatever its bands, on
+            two CPU cores (.ci/learned_bench.py).
+        adapt_seconds: a step of adaptation on two CPU cores.
     """
 
     id: str
@@ -46,6 +49,8 @@ class MethodInfo:
     needs: tuple[str, ...] = ()
     needs_weights: bool = False
     relative_cost: float = 1.0
+    network_seconds: float = 0.0
+    adapt_seconds: float = 0.0
 
 
 METHODS: dict[str, MethodInfo] = {
@@ -231,7 +236,9 @@ METHODS: dict[str, MethodInfo] = {
             "Lee et al., IGARSS 2025, arXiv 2501.07953",
             "learned:S3RNet",
             needs_weights=True,
-            relative_cost=40.0,
+            relative_cost=2.5,
+            network_seconds=20.0,
+            adapt_seconds=0.1,
         ),
     )
 }

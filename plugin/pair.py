@@ -59,8 +59,11 @@ class PairFacts:
         """Return the result's pixel type for a job's `dtype`."""
         return self.hs.dtype if dtype == "same" else dtype
 
-    def estimate(self, method: str, dtype: str, memory_gb: float, assess: bool) -> estimate.Estimate:
-        """Return memory, disk and time that the fusion will need."""
+    def estimate(
+        self, method: str, dtype: str, memory_gb: float, assess: bool, adapt_steps: int = 0
+    ) -> estimate.Estimate:
+        """Return memory, disk and time (on a CPU) that the fusion will need."""
+        info = registry.method_info(method)
         return estimate.estimate(
             self.hs.bands,
             self.guide.bands,
@@ -68,8 +71,12 @@ class PairFacts:
             self.cols,
             self.dtype(dtype),
             memory_gb,
-            registry.method_info(method).relative_cost,
+            info.relative_cost,
             assess,
+            self.ratio,
+            info.network_seconds,
+            adapt_steps if info.needs_weights else 0,
+            info.adapt_seconds,
         )
 
 

@@ -10,6 +10,7 @@ from .algorithms.assess import AssessAlgorithm
 from .algorithms.compare import CompareAlgorithm
 from .algorithms.fuse import FuseAlgorithm
 from .algorithms.simulate import SimulateAlgorithm
+from .algorithms.train import TrainAlgorithm
 from .environment import PACKAGE_FOLDER
 
 ICON_PATH = str(PACKAGE_FOLDER / "resources" / "icons" / "hypersharp.svg")
@@ -44,5 +45,11 @@ class HyperSharpProvider(QgsProcessingProvider):
 
     def loadAlgorithms(self) -> None:
         """Enter the algorithms."""
-        for algorithm in (FuseAlgorithm, AssessAlgorithm, CompareAlgorithm, SimulateAlgorithm):
+        for algorithm in (
+            FuseAlgorithm,
+            AssessAlgorithm,
+            CompareAlgorithm,
+            TrainAlgorithm,
+            SimulateAlgorithm,
+        ):
             self.addAlgorithm(algorithm())

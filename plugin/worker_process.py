@@ -24,7 +24,17 @@ from typing import Any, Callable, Optional
 
 from ..backend import protocol
 from ..backend.errors import Cancelled, ErrorCode, HyperSharpError
-from ..backend.job import MAP_NAMES, AssessJob, CompareJob, FuseJob, Job, SimulateJob, save_job
+from ..backend.job import (
+    MAP_NAMES,
+    TRAIN_STATE,
+    AssessJob,
+    CompareJob,
+    FuseJob,
+    Job,
+    SimulateJob,
+    TrainJob,
+    save_job,
+)
 from . import environment, log
 
 POLL_S = 0.05
@@ -168,6 +178,9 @@ def partial_paths(job: Job) -> list[Path]:
         return [Path(job.folder) / f"{stem}.part.tif" for stem in ("hs", "guide", "reference")]
     if isinstance(job, CompareJob):
         return sorted(Path(job.folder).rglob("fused.part.tif"))
+    if isinstance(job, TrainJob):
+        folder = Path(job.output)
+        return [*sorted(folder.rglob("model.safetensors.part")), (folder / TRAIN_STATE).with_suffix(".part")]
     return []
 
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import time
 from html import escape
 from typing import Any, ClassVar, Optional
 
@@ -44,6 +45,8 @@ MAPS_HELP = (
     "hyperspectral grid (reduced resolution, where the method is known), d_rho.tif on the fine grid, and with a "
     "reference sam_reference.tif and rmse_reference.tif. Empty: none; the report shows them anyway."
 )
+TELL_TIME_EVERY_S = 30.0
+"""In a long stage the time left is said again after this many seconds."""
 HELP_PAGE = environment.PACKAGE_FOLDER / "resources" / "help" / "index.html"
 
 
@@ -59,6 +62,7 @@ class HyperSharpAlgorithm(QgsProcessingAlgorithm):
     SUMMARY: ClassVar[str]
     HELP: ClassVar[dict[str, str]]
     CANCELLED: ClassVar[str] = "Cancelled: nothing was written."
+    CANCEL_GRACE_S: ClassVar[float] = worker_process.CANCEL_GRACE_S
 
     def __init__(self) -> None:
         super().__init__()
@@ -200,7 +204,9 @@ class HyperSharpAlgorithm(QgsProcessingAlgorithm):
         """Run the job in the worker."""
         talk = FeedbackTalk(feedback)
         try:
-            result = worker_process.run_job(self._job, talk, feedback.isCanceled)
+            result = worker_process.run_job(
+                self._job, talk, feedback.isCanceled, cancel_grace_s=self.CANCEL_GRACE_S
+            )
         except Cancelled as error:
             raise QgsProcessingException(tr(self.CANCELLED)) from error
         except HyperSharpError as error:
@@ -223,7 +229,7 @@ class FeedbackTalk:
 
     def __init__(self, feedback: QgsProcessingFeedback) -> None:
         self._feedback = feedback
-        self._stage = ""
+        self._stage, self._told = "", 0.0
 
     def __call__(self, message: Any) -> None:
         """Take one message."""
@@ -232,8 +238,9 @@ class FeedbackTalk:
             # Early in a run the time left is a guess that only confuses.
             known = message.eta_s is not None and message.fraction >= 0.1
             left = f" ({duration(message.eta_s)} left)" if known else ""
-            if message.stage != self._stage:
-                self._stage = message.stage
+            again = bool(left) and time.monotonic() - self._told >= TELL_TIME_EVERY_S
+            if message.stage != self._stage or again:
+                self._stage, self._told = message.stage, time.monotonic()
                 self._feedback.setProgressText(message.stage[:1].upper() + message.stage[1:] + left)
         elif isinstance(message, protocol.Log):
             if message.level == "warning":

@@ -286,6 +286,7 @@ def test_fixed_names(provider):
         "hypersharp:compare",
         "hypersharp:fuse",
         "hypersharp:simulate",
+        "hypersharp:train",
     ]
     fuse = QgsApplication.processingRegistry().algorithmById("hypersharp:fuse")
     method = fuse.parameterDefinition("METHOD")
@@ -357,7 +358,7 @@ def test_compare_ranks_methods(provider, backend, pair, tmp_path):
 
 
 def test_what_an_unfinished_job_may_leave(tmp_path):
-    from hypersharp.backend.job import AssessJob, CompareJob, FuseJob, SimulateJob
+    from hypersharp.backend.job import AssessJob, CompareJob, FuseJob, SimulateJob, TrainJob
 
     (tmp_path / "gsa").mkdir()
     part = tmp_path / "gsa" / "fused.part.tif"
@@ -367,6 +368,7 @@ def test_what_an_unfinished_job_may_leave(tmp_path):
     assert worker_process.partial_paths(CompareJob("a", "b", folder)) == [part]
     assert worker_process.partial_paths(FuseJob("a", "b", folder + "/x.tif")) == [tmp_path / "x.part.tif"]
     assert tmp_path / "hs.part.tif" in worker_process.partial_paths(SimulateJob("a", folder))
+    assert worker_process.partial_paths(TrainJob(folder, "s3rnet")) == [tmp_path / "state.part"]
     assert worker_process.partial_paths(AssessJob("a", "b", "c")) == []
     for job in (AssessJob("a", "b", "c", maps=folder), FuseJob("a", "b", "x.tif", maps=folder)):
         assert tmp_path / "d_rho.part.tif" in worker_process.partial_paths(job)
