@@ -8,7 +8,9 @@ method=${1:-s3rnet}
 folder=${2:-build/weights/$method}
 data=${HYPERSHARP_DATA:-../shared/data}
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
-exec nice -n 19 .venv/bin/python -m hypersharp train --cubes "$data/cubes" --method "$method" -o "$folder" --resume \
+resume=()
+[ -f "$folder/state.safetensors" ] && resume=(--resume)
+exec nice -n 19 .venv/bin/python -m hypersharp train --cubes "$data/cubes" --method "$method" -o "$folder" "${resume[@]}" \
     --steps "${STEPS:-1500}" --batch "${BATCH:-1}" --seed 1029 --patience 0 --progress json \
     --leave-out aviris_abu_urban-4 --leave-out aviris_jasper_ridge --leave-out aviris_moffett \
     --leave-out rosis_pavia_bridge --leave-out enmap_potsdam --leave-out neon_sjer_1m \

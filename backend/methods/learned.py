@@ -193,7 +193,14 @@ def load_network(folder: Path, network: type[PretrainedModel]) -> tuple[Pretrain
     Raises:
         HyperSharpError: code `no_weights`; missing, damaged, of another class or for another input.
     """
-    entry = read_config(folder).get("input") or {}
+    entry = read_config(folder).get("input")
+    components = entry.get("components", 1) if isinstance(entry, dict) else None
+    if not isinstance(entry, dict) or isinstance(components, bool) or not isinstance(components, int):
+        raise HyperSharpError(
+            f"the configuration in {folder} is not valid: input is {entry!r}",
+            "download or train the weights again",
+            ErrorCode.NO_WEIGHTS,
+        )
     model = from_pretrained(folder, network)
     if entry.get("form") != FORM:
         raise HyperSharpError(
@@ -208,7 +215,7 @@ def load_network(folder: Path, network: type[PretrainedModel]) -> tuple[Pretrain
             "they are of another version of HyperSharp: train or download them again",
             ErrorCode.NO_WEIGHTS,
         )
-    return model, max(1, int(entry.get("components", 1)))
+    return model, max(1, components)
 
 
 def adapt_steps(value: Any) -> int:

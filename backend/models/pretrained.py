@@ -124,7 +124,7 @@ def from_pretrained(folder: str | Path, expected: type[PretrainedModel] | None =
     """
     content = read_config(folder)
     name = content.get("class")
-    if name not in _MODELS or (expected is not None and _MODELS[name][0] is not expected):
+    if not isinstance(name, str) or name not in _MODELS or expected not in (None, _MODELS[name][0]):
         wanted = expected.model_name if expected else " or ".join(_MODELS)
         raise HyperSharpError(
             f"the weights in {folder} are of class {name!r}",
@@ -132,15 +132,21 @@ def from_pretrained(folder: str | Path, expected: type[PretrainedModel] | None =
             ErrorCode.NO_WEIGHTS,
         )
     cls, config_class = _MODELS[name]
+    path = Path(folder) / WEIGHTS_NAME
     try:
-        model = cls(make_config(config_class, content.get("architecture") or {}))
-    except (TypeError, ValueError) as error:
+        config = make_config(config_class, content.get("architecture") or {})
+        # Without memory first: a wrong number in the configuration must not ask for all there is.
+        with torch.device("meta"):
+            shapes = {k: tuple(v.shape) for k, v in cls(config).state_dict().items()}
+    except (TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError) as error:
         raise HyperSharpError(
-            f"the configuration in {folder} is not valid: {error}",
+            f"the configuration in {folder} is not valid: {str(error).splitlines()[0]}",
             "download or train the weights again",
             ErrorCode.NO_WEIGHTS,
         ) from error
-    load_weights(model, Path(folder) / WEIGHTS_NAME)
+    tensors = read_tensors(path, shapes)
+    model = cls(config)
+    model.load_state_dict({k: v.float() for k, v in tensors.items()})
     return model.eval()
 
 
@@ -160,6 +166,20 @@ def load_weights(model: nn.Module, path: Path) -> None:
     """Fill a network from a safetensors file.
 
     Raises:
+        HyperSharpError: see `read_tensors`.
+    """
+    tensors = read_tensors(path, {k: tuple(v.shape) for k, v in model.state_dict().items()})
+    model.load_state_dict({k: v.float() for k, v in tensors.items()})
+
+
+def read_tensors(path: Path, wanted: dict[str, tuple[int, ...]]) -> dict[str, torch.Tensor]:
+    """Return the tensors of a safetensors file.
+
+    Args:
+        path: of the file.
+        wanted: shapes by name.
+
+    Raises:
         HyperSharpError: code `no_weights`; the file is missing, truncated, not finite or of another network.
     """
     again = "download or train the weights again"
@@ -172,7 +192,6 @@ def load_weights(model: nn.Module, path: Path) -> None:
             f"{path} is damaged or incomplete ({error})", again, ErrorCode.NO_WEIGHTS
         ) from error
     shapes = {k: tuple(v.shape) for k, v in tensors.items()}
-    wanted = {k: tuple(v.shape) for k, v in model.state_dict().items()}
     if shapes != wanted:
         wrong = sorted(k for k in set(shapes) | set(wanted) if shapes.get(k) != wanted.get(k))
         raise HyperSharpError(
@@ -182,4 +201,4 @@ def load_weights(model: nn.Module, path: Path) -> None:
         )
     if not all(bool(torch.isfinite(v).all()) for v in tensors.values()):
         raise HyperSharpError(f"{path} holds values that are not finite", again, ErrorCode.NO_WEIGHTS)
-    model.load_state_dict({k: v.float() for k, v in tensors.items()})
+    return tensors

@@ -21,6 +21,10 @@ EMPTY_SHARE = 0.9
 """A band without data in this share of its pixels is left out; others share one mask."""
 
 
+LARGEST = 1e30
+"""Values beyond this are a nodata value that the file does not state, as float32's least is by custom."""
+
+
 @dataclass
 class Cube:
     """A cube in memory.
@@ -49,6 +53,7 @@ def read_cube(path: str | Path) -> Cube:
         with dataset:
             source = RasterSource(dataset, info, 0, 0, (info.height, info.width))
             values, valid = source.read_samples((0, info.height), (0, info.width))
+    valid &= values.abs() < LARGEST
     shares = valid.flatten(1).float().mean(dim=1)
     keep = torch.tensor(info.bands.good) & (shares > (1 - EMPTY_SHARE) * shares.max())
     if bool(keep.any()):

@@ -62,7 +62,10 @@ def run_train(job: TrainJob, control: Control | None = None) -> Result:
     if job.weights:
         start, _ = load_network(find_weights(job.weights), type(model))
         _take_over(student or model, start)
-    stream, validation, data = _from_cubes(job) if job.cubes else _from_pair(job, control)
+    try:
+        stream, validation, data = _from_cubes(job) if job.cubes else _from_pair(job, control)
+    except ValueError as error:
+        raise _nothing_to_learn(error) from error
     control.step()
     settings = TrainSettings(
         steps=job.steps,
@@ -85,7 +88,10 @@ def run_train(job: TrainJob, control: Control | None = None) -> Result:
             f"step {step}: loss {trainer.running:.3f}, {gain:+.2f} dB over lmmse where not trained on"
         )
 
-    outcome = trainer.run(control, state, on_validation=tell)
+    try:
+        outcome = trainer.run(control, state, on_validation=tell)
+    except ValueError as error:
+        raise _nothing_to_learn(error) from error
     if outcome.stopped == "cancelled" and outcome.best_step == 0:
         control.check()
     trainer.load_best()
@@ -119,7 +125,43 @@ def _check(job: TrainJob) -> Any:
         raise HyperSharpError(
             f"{job.steps} training steps of {job.batch} scenes", "give 1 or more of both", ErrorCode.USAGE
         )
+    if job.validate_every < 1 or job.patience < 0 or job.seed < 0:
+        raise HyperSharpError(
+            f"a validation every {job.validate_every} steps, a patience of {job.patience}, the seed {job.seed}",
+            "give 1 or more steps, and numbers of 0 or more",
+            ErrorCode.USAGE,
+        )
+    if job.resume and not (Path(job.output) / STATE_NAME).is_file():
+        raise HyperSharpError(
+            f"there is nothing to resume in {job.output}",
+            "name the folder of an interrupted run, or leave --resume out to start a new one",
+            ErrorCode.USAGE,
+        )
+    _check_writable(Path(job.output))
     return PRESETS[job.method]
+
+
+def _nothing_to_learn(error: ValueError) -> HyperSharpError:
+    """Return what statistics and the drawing of pairs say about images that teach nothing."""
+    return HyperSharpError(
+        f"the images cannot be trained on: {str(error).splitlines()[0]}",
+        "they need valid pixels that differ, in most of the area and in several bands",
+    )
+
+
+def _check_writable(folder: Path) -> None:
+    """Refuse a folder that cannot be made or written to before hours are spent; makes nothing.
+
+    Raises:
+        HyperSharpError: so it is.
+    """
+    there = next(p for p in (folder, *folder.absolute().parents) if p.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise HyperSharpError(
+            f"cannot write into {folder}: {there} is {'not writable' if there.is_dir() else 'no folder'}",
+            "choose another folder",
+            ErrorCode.OUTPUT,
+        )
 
 
 def _make(folder: Path) -> None:
@@ -173,6 +215,13 @@ def split_cubes(cubes: Sequence[Cube], held_out: Sequence[str], seed: int) -> tu
 
 def _from_cubes(job: TrainJob) -> tuple[ExampleStream, list[Example], dict[str, Any]]:
     cubes = read_cubes(str(job.cubes), tuple(job.leave_out))
+    for name in job.validate_on:
+        if not any(cube.name.startswith(name) for cube in cubes):
+            raise HyperSharpError(
+                f"there is no cube {name!r} to validate on",
+                f"the cubes are {', '.join(cube.name for cube in cubes)}",
+                ErrorCode.USAGE,
+            )
     training, validation = split_cubes(cubes, job.validate_on, job.seed)
     pairs = PairSettings()
     stream = ExampleStream(training, pairs, COMPONENTS, job.seed, window=96, renew=3)
