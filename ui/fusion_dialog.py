@@ -40,6 +40,7 @@ from ..plugin.rasters import RasterFacts, read_facts
 from ..plugin.task import FusionTask
 from . import messages
 from .layer_chooser import LayerChooser
+from .learned_options import LearnedOptions
 from .pair_panel import PairPanel
 from .run_options import RunOptions
 
@@ -67,6 +68,20 @@ def guess_pair() -> tuple[Optional[QgsRasterLayer], Optional[QgsRasterLayer]]:
         if not pair.problems and facts.bands <= MAX_GUIDE_BANDS_GUESSED:
             best = max(best, (pair.true_ratio or 0.0, layer), key=lambda entry: entry[0])
     return hs_layer, best[1]
+
+
+def learned_time(seconds: float, adapting: float, device: str) -> str:
+    """Return what a learned method will take, as words: networks are timed on a CPU, and a GPU is faster.
+
+    Args:
+        seconds: estimated for two CPU cores.
+        adapting: seconds of these that adaptation takes.
+        device: "auto", "cpu" or "cuda".
+    """
+    words = tr("{time} on the CPU").format(time=duration(seconds))
+    if adapting > 0:
+        words += tr(", {time} of it adaptation").format(time=duration(adapting))
+    return words if device == "cpu" else words + tr("; less on a GPU")
 
 
 class FusionDialog(QDialog):
@@ -158,10 +173,12 @@ class FusionDialog(QDialog):
         )
         form.addRow(tr("Method"), self.method_combo)
         form.addRow("", self.method_label)
-        form.addRow(tr("Result"), self.output_widget)
-
+        self.learned = LearnedOptions(form, self)
         canvas = self._iface.mapCanvas() if self._iface is not None else None
         self.options = RunOptions(canvas, self)
+        form.addRow(tr("Device"), self.options.device_combo)
+        form.addRow(tr("Result"), self.output_widget)
+
         self.options.setCollapsed(True)
         column = QWidget(self)
         layout = QVBoxLayout(column)
@@ -209,6 +226,7 @@ class FusionDialog(QDialog):
         self.hs_chooser.changed.connect(self._refresh_timer.start)
         self.guide_chooser.changed.connect(self._refresh_timer.start)
         self.options.changed.connect(self._refresh_timer.start)
+        self.learned.changed.connect(self._refresh_timer.start)
         self.method_combo.currentIndexChanged.connect(lambda _index: self._refresh_timer.start())
         self.output_widget.fileChanged.connect(lambda _path: self._refresh_timer.start())
         self.cancel_button.clicked.connect(lambda _checked: self.cancel())
@@ -238,6 +256,8 @@ class FusionDialog(QDialog):
             found += self._pair.problems
             problem = method_problem(METHODS[self.method()], self._pair.guide)
             found += [problem] if problem else []
+            problem = self.learned.problem()
+            found += [problem] if problem else []
             output = self.output_widget.filePath().strip()
             if output:
                 problem = output_problem(_with_suffix(output), self._pair, self._disk_bytes())
@@ -256,7 +276,7 @@ class FusionDialog(QDialog):
         """Look at the form again and say what it comes to."""
         info = METHODS[self.method()]
         self.method_label.setText(info.summary)
-        self.options.show_learned(info.needs_weights)
+        self.learned.set_method(info)
         self.options.report_check.setEnabled(self.options.assess_check.isChecked())
         hs, guide = self.hs_chooser.source(), self.guide_chooser.source()
         self._pair = None
@@ -276,11 +296,15 @@ class FusionDialog(QDialog):
             ready = not problems
             values = self.options.values()
             needs = None
+            time_words = ""
             if not self._pair.problems:
-                needs = self._pair.estimate(
-                    self.method(), values["dtype"], values["memory_gb"], values["assess"]
-                )
-            self.panel.show_pair(self._pair, values["dtype"], needs, problems, self._free_bytes())
+                settled = self.method(), values["dtype"], values["memory_gb"], values["assess"]
+                steps = self.learned.values()["adapt_steps"]
+                needs = self._pair.estimate(*settled, adapt_steps=steps)
+                if info.needs_weights:
+                    adapting = needs.seconds - self._pair.estimate(*settled).seconds
+                    time_words = learned_time(needs.seconds, adapting, values["device"])
+            self.panel.show_pair(self._pair, values["dtype"], needs, problems, self._free_bytes(), time_words)
         self.run_button.setEnabled(ready and self._task is None)
 
     def _offer_extents(self, guide: RasterFacts) -> None:
@@ -312,7 +336,7 @@ class FusionDialog(QDialog):
             return None
         output = self.output_widget.filePath().strip()
         output = _with_suffix(output) if output else QgsProcessingUtils.generateTempFilename("fused.tif")
-        values = self.options.values()
+        values = {**self.options.values(), **self.learned.values()}
         if values["assess"] and self.options.report_check.isChecked():
             stem = os.path.splitext(output)[0]
             values.update(report=f"{stem}_report.html", metrics=f"{stem}_metrics.json")

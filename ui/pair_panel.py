@@ -49,6 +49,7 @@ class PairPanel(QTextBrowser):
         needs: Optional[Estimate],
         problems: list[str],
         free_bytes: Optional[int],
+        time_words: str = "",
     ) -> None:
         """Show a pair.
 
@@ -58,10 +59,11 @@ class PairPanel(QTextBrowser):
             needs: estimated memory, disk and time; None when the pair cannot be fused.
             problems: everything that stands against the run.
             free_bytes: free space where the result goes; None when unknown.
+            time_words: what to say of the time instead of the estimate alone.
         """
         parts = [_table(pair, dtype)]
         if needs is not None:
-            parts.append(_needs(pair, needs, free_bytes))
+            parts.append(_needs(pair, needs, free_bytes, time_words))
         parts += [_message(text, PROBLEM_COLOUR, "✖") for text in problems]
         parts += [_message(text, NOTE_COLOUR, "⚠") for text in pair.notes]
         if not problems and needs is not None:
@@ -114,7 +116,7 @@ def _table(pair: PairFacts, dtype: str) -> str:
     return f"<table cellpadding='3'><tr>{head}</tr>{body}</table>"
 
 
-def _needs(pair: PairFacts, needs: Estimate, free_bytes: Optional[int]) -> str:
+def _needs(pair: PairFacts, needs: Estimate, free_bytes: Optional[int], time_words: str) -> str:
     """Return ratio, overlap and estimates."""
     ratio = str(pair.ratio)
     if pair.true_ratio is not None and abs(pair.true_ratio - pair.ratio) > 0.01:
@@ -127,9 +129,10 @@ def _needs(pair: PairFacts, needs: Estimate, free_bytes: Optional[int]) -> str:
         (tr("Overlap"), f"{100 * pair.overlap:.0f} %"),
         (tr("Memory"), tr("up to {size}").format(size=_bytes(needs.memory_bytes))),
         (tr("Disk"), tr("up to {size}").format(size=disk)),
-        (tr("Time"), duration(needs.seconds)),
     ]
     body = "".join(f"<tr><td>{_cell(name)}</td><td>{_cell(value)}</td></tr>" for name, value in rows)
+    time = escape(time_words) or _cell(duration(needs.seconds))  # words may break
+    body += f"<tr><td>{_cell(tr('Time'))}</td><td>{time}</td></tr>"
     return f"<hr><table cellpadding='3'>{body}</table>"
 
 

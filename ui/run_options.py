@@ -6,9 +6,9 @@ from __future__ import annotations
 from typing import Any, Optional
 
 from qgis.core import QgsReferencedRectangle
-from qgis.gui import QgsCollapsibleGroupBox, QgsExtentWidget, QgsFileWidget
+from qgis.gui import QgsCollapsibleGroupBox, QgsExtentWidget
 from qgis.PyQt.QtCore import pyqtSignal
-from qgis.PyQt.QtWidgets import QCheckBox, QComboBox, QDoubleSpinBox, QFormLayout, QLabel, QSpinBox, QWidget
+from qgis.PyQt.QtWidgets import QCheckBox, QComboBox, QDoubleSpinBox, QFormLayout, QWidget
 
 from ..plugin import settings
 from ..plugin.log import tr
@@ -17,7 +17,7 @@ DEVICE_TITLES = {"auto": "Automatic", "cpu": "CPU", "cuda": "GPU (CUDA)"}
 
 
 class RunOptions(QgsCollapsibleGroupBox):
-    """Extent, device, pixel type, memory, assessment and report.
+    """Extent, pixel type, memory, assessment and report; and the device's box, which the dialog shows elsewhere.
 
     Signals:
         changed(): an option that the estimates depend on has changed.
@@ -27,7 +27,6 @@ class RunOptions(QgsCollapsibleGroupBox):
 
     def __init__(self, canvas: Any = None, parent: Optional[QWidget] = None) -> None:
         super().__init__(tr("Options"), parent)
-        self._learned = False
         self.extent_widget = QgsExtentWidget(self, QgsExtentWidget.WidgetStyle.CondensedStyle)
         self.extent_widget.setNullValueAllowed(True, tr("All that both layers cover"))
         self.extent_widget.setToolTip(tr("Only fuse this area, snapped to the guide's pixels"))
@@ -61,21 +60,10 @@ class RunOptions(QgsCollapsibleGroupBox):
                 "A layer that still shows bands 1, 2, 3 gets the result's bands and stretch, so that both compare"
             )
         )
-        self.weights_label, self.weights_widget = QLabel(tr("Weights"), self), QgsFileWidget(self)
-        self.weights_widget.setStorageMode(QgsFileWidget.StorageMode.GetDirectory)
-        self.weights_widget.lineEdit().setPlaceholderText(tr("[The method's own]"))
-        self.steps_label, self.steps_spin = QLabel(tr("Adaptation steps"), self), QSpinBox(self)
-        self.steps_spin.setRange(0, 100_000)
-        self.steps_spin.setSingleStep(50)
-        self.steps_spin.setSpecialValueText(tr("None"))
-        self.steps_spin.setToolTip(tr("Training steps on this pair before fusing"))
         form = QFormLayout(self)
         form.addRow(tr("Extent"), self.extent_widget)
-        form.addRow(tr("Device"), self.device_combo)
         form.addRow(tr("Pixel type"), self.dtype_combo)
         form.addRow(tr("Memory bound"), self.memory_spin)
-        form.addRow(self.weights_label, self.weights_widget)
-        form.addRow(self.steps_label, self.steps_spin)
         form.addRow(self.assess_check)
         form.addRow(self.report_check)
         form.addRow(self.match_check)
@@ -85,16 +73,8 @@ class RunOptions(QgsCollapsibleGroupBox):
         self.extent_widget.extentChanged.connect(lambda _box: self.changed.emit())
         self.dtype_combo.currentIndexChanged.connect(lambda _index: self.changed.emit())
         self.memory_spin.valueChanged.connect(lambda _value: self.changed.emit())
-        # Unfolding shows every widget of the group.
-        self.collapsedStateChanged.connect(lambda _collapsed: self.show_learned(self._learned))
+        self.device_combo.currentIndexChanged.connect(lambda _index: self.changed.emit())
         self.assess_check.toggled.connect(lambda _checked: self.changed.emit())
-
-    def show_learned(self, learned: bool) -> None:
-        """Show or hide what only learned methods have."""
-        self._learned = learned
-        if not self.isCollapsed():
-            for widget in (self.weights_label, self.weights_widget, self.steps_label, self.steps_spin):
-                widget.setVisible(learned)
 
     def extent(self) -> Optional[QgsReferencedRectangle]:
         """Return the chosen extent; None for all."""
@@ -111,8 +91,6 @@ class RunOptions(QgsCollapsibleGroupBox):
             "dtype": self.dtype_combo.currentData(),
             "memory_gb": self.memory_spin.value(),
             "assess": self.assess_check.isChecked(),
-            "weights": (self.weights_widget.filePath().strip() or None) if self._learned else None,
-            "adapt_steps": self.steps_spin.value() if self._learned else 0,
         }
 
     def remember(self) -> None:

@@ -263,17 +263,89 @@ def test_api_blocking(pair, backend, tmp_path):
     assert len(QgsProject.instance().mapLayers()) == 2
 
 
+def choose(dialog, method):
+    dialog.method_combo.setCurrentIndex(dialog.method_combo.findData(method))
+    dialog.refresh()
+
+
 def test_learned_options_show_for_learned_methods_only(dialog):
-    options = dialog.options
-    for learned in (False, True, False):
-        options.show_learned(learned)
-        options.setCollapsed(False)
-        assert options.weights_widget.isVisible() == learned
-        assert options.device_combo.isVisible()
-        options.weights_widget.setFilePath("/some/folder")
-        assert options.values()["weights"] == ("/some/folder" if learned else None)
-        options.setCollapsed(True)
-        assert not options.weights_widget.isVisible()
+    learned = dialog.learned
+    rows = (learned.weights_combo, learned.steps_spin)
+    for method in ("gsa", "s3rnet", "gsa"):
+        choose(dialog, method)
+        assert [w.isVisible() for w in rows] == [method == "s3rnet"] * 2
+        assert dialog.options.device_combo.isVisible()
+        assert not learned.folder_widget.isVisible()
+        learned.steps_spin.setValue(50)
+        wanted = 50 if method == "s3rnet" else 0
+        assert learned.values() == {"weights": None, "adapt_steps": wanted}
+
+
+def test_weights_by_name_or_from_a_folder(dialog, tmp_path):
+    from hypersharp.backend.weights import SHIPPED, shipped_for
+
+    choose(dialog, "s3rnet")
+    learned = dialog.learned
+    names = [learned.weights_combo.itemData(i) for i in range(learned.weights_combo.count())]
+    assert names == [*shipped_for("s3rnet"), ""] and names[0] == "s3rnet"
+    assert "Ready" in dialog.panel.toPlainText()
+    learned.weights_combo.setCurrentIndex(learned.weights_combo.findData(""))
+    dialog.refresh()
+    assert learned.folder_widget.isVisible()
+    for folder, words in (
+        ("", "Choose the folder of the weights"),
+        (str(tmp_path / "none"), "There are no weights"),
+        (str(tmp_path), "no config.json"),
+    ):
+        learned.folder_widget.setFilePath(folder)
+        dialog.refresh()
+        assert words in dialog.panel.toPlainText()
+        assert not dialog.run_button.isEnabled()
+    learned.folder_widget.setFilePath(str(SHIPPED / "s3rnet"))
+    dialog.refresh()
+    assert dialog.run_button.isEnabled()
+    assert learned.values()["weights"] == str(SHIPPED / "s3rnet")
+    choose(dialog, "gsa")
+    assert dialog.run_button.isEnabled() and not learned.folder_widget.isVisible()
+    choose(dialog, "s3rnet")  # the folder that was named stays chosen
+    assert learned.values()["weights"] == str(SHIPPED / "s3rnet")
+
+
+def test_the_time_counts_the_network_and_adaptation(dialog, monkeypatch):
+    from hypersharp.ui import fusion_dialog
+
+    choose(dialog, "s3rnet")
+    dialog.options.device_combo.setCurrentIndex(dialog.options.device_combo.findData("cpu"))
+    pair = dialog._pair
+    plain = pair.estimate("s3rnet", "same", 2.0, False).seconds
+    assert plain > pair.estimate("lmmse", "same", 2.0, False).seconds
+    steps = pair.estimate("s3rnet", "same", 2.0, False, adapt_steps=1000).seconds - plain
+    assert steps >= 1000 * 0.05
+    # Assessing fits and tunes again one scale down.
+    assert pair.estimate("s3rnet", "same", 2.0, True, adapt_steps=1000).seconds - plain > 1.9 * steps
+    assert pair.estimate("gsa", "same", 2.0, False, adapt_steps=1000) == pair.estimate(
+        "gsa", "same", 2.0, False
+    )
+    dialog.learned.steps_spin.setValue(1000)
+    dialog.refresh()
+    text = dialog.panel.toPlainText().replace("\xa0", " ")
+    assert "on the CPU" in text and "of it adaptation" in text and "GPU" not in text
+    assert fusion_dialog.learned_time(600, 0, "auto") == "about 10 min on the CPU; less on a GPU"
+
+
+def test_a_learned_method_from_the_dialog(dialog, backend, tmp_path):
+    """Method, weights, adaptation and device reach the worker."""
+    choose(dialog, "s3rnet")
+    dialog.learned.steps_spin.setValue(2)
+    dialog.options.device_combo.setCurrentIndex(dialog.options.device_combo.findData("cpu"))
+    dialog.options.report_check.setChecked(False)
+    dialog.options.assess_check.setChecked(False)
+    running = dialog.run()
+    assert (running.fuse_job.adapt_steps, running.fuse_job.device) == (2, "cpu")
+    wait_until(lambda: running.layer is not None or running.error is not None)
+    assert running.error is None
+    assert running.result.metrics["method_details"]["weights"] == "s3rnet"
+    assert "adaptation" in running.result.metrics["method_details"]
 
 
 def test_layers_that_came_later_are_found_when_the_dialog_opens(qgis_new_project, desktop, make_raster):
