@@ -164,26 +164,52 @@ def scan_lanes(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, chunk:
                 C.permute(3, 1, 2, 0).contiguous(),
             )
             return y.unflatten(1, (groups, -1)).permute(3, 1, 2, 0)
-        return _scan_slabs(u, delta, A, B, C, chunk)
+        return _scan_slabs(u, delta, A, B, C, None, chunk)[0]
 
 
-def _scan_slabs(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, chunk: int | None) -> Tensor:
-    """Scan slab after slab, so that one step of a slab is a share of the cache; see `scan_lanes`."""
+def scan_segment(
+    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, state: Tensor | None, chunk: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """Scan a stretch of longer sequences; as `scan_lanes`, always by the torch scan.
+
+    Args:
+        u, delta, A, B, C, chunk: see `scan_lanes`.
+        state: what the stretch before this one came to, `[groups, n, d, q]`; None at the beginning.
+
+    Returns:
+        The result and the state at the end.
+    """
+    with torch.autocast(u.device.type, enabled=False):
+        dtype = torch.float64 if u.dtype == torch.float64 else torch.float32
+        u, delta, A, B, C = (x.to(dtype) for x in (u, delta, A, B, C))
+        return _scan_slabs(u, delta, A, B, C, state, chunk)
+
+
+def _scan_slabs(
+    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, state: Tensor | None, chunk: int | None
+) -> tuple[Tensor, Tensor]:
+    """Scan slab after slab, so that one step of a slab is a share of the cache; see `scan_segment`."""
     (_, groups, d, q), n = u.shape, A.shape[2]
+    if state is None:
+        state = u.new_zeros(groups, n, d, q)
     kind = "cuda" if u.is_cuda else "cpu"
     lanes = max(q, LEAST_LANES)
     most_d = _part(d, STEP[kind] // (n * LEAST_LANES))
     most_groups = _part(groups, STEP[kind] // (most_d * n * lanes))
     most_q = _part(q, max(LEAST_LANES, STEP[kind] // (most_d * n * most_groups)))
-    joined_groups = []
+    over_groups = []
     # The backward pass of split is one concatenation; that of slicing would fill a whole tensor for each slab.
-    for a_g, *of_group in zip(A.split(most_groups), *(x.split(most_groups, 1) for x in (B, C, u, delta))):
-        joined_lanes = []
-        for b_q, c_q, u_q, delta_q in zip(*(x.split(most_q, 3) for x in of_group)):
-            parts = zip(u_q.split(most_d, 2), delta_q.split(most_d, 2), a_g.split(most_d, 1))
-            joined_lanes.append(_joined([_scan_slab(*own, b_q, c_q, chunk) for own in parts], 2))
-        joined_groups.append(_joined(joined_lanes, 3))
-    return _joined(joined_groups, 1)
+    of_groups = [x.split(most_groups, 1) for x in (u, delta, B, C)]
+    for a_g, s_g, *of_group in zip(A.split(most_groups), state.split(most_groups), *of_groups):
+        over_lanes = []
+        for u_q, delta_q, b_q, c_q, s_q in zip(*(x.split(most_q, 3) for x in (*of_group, s_g))):
+            parts = zip(*(x.split(most_d, 2) for x in (u_q, delta_q, s_q)), a_g.split(most_d, 1))
+            found = [
+                _scan_slab(own_u, own_delta, a, b_q, c_q, own, chunk) for own_u, own_delta, own, a in parts
+            ]
+            over_lanes.append(_joined(found, (2, 2)))
+        over_groups.append(_joined(over_lanes, (3, 3)))
+    return _joined(over_groups, (1, 0))
 
 
 def _part(size: int, most: int) -> int:
@@ -191,12 +217,18 @@ def _part(size: int, most: int) -> int:
     return size if 2 * size <= 3 * most else math.ceil(size / math.ceil(size / max(1, most)))
 
 
-def _joined(parts: list[Tensor], dim: int) -> Tensor:
-    return parts[0] if len(parts) == 1 else torch.cat(parts, dim)
+def _joined(parts: list[tuple[Tensor, Tensor]], dims: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Join results along one axis and states along another."""
+    if len(parts) == 1:
+        return parts[0]
+    y, state = (torch.cat(x, dim) for x, dim in zip(zip(*parts), dims))
+    return y, state
 
 
-def _scan_slab(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, chunk: int | None) -> Tensor:
-    """Cut into chunks that go on side by side, and scan; see `scan_lanes`."""
+def _scan_slab(
+    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, state: Tensor, chunk: int | None
+) -> tuple[Tensor, Tensor]:
+    """Cut into chunks that go on side by side, and scan; see `scan_segment`."""
     length, q = u.shape[0], u.shape[3]
     pieces = _pieces(u, A.shape[2]) if chunk is None else max(1, math.ceil(length / chunk))
     steps = math.ceil(length / pieces)
@@ -209,10 +241,10 @@ def _scan_slab(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, chunk:
             x = x.view(pieces, steps, *x.shape[1:]).permute(1, 2, 3, 0, 4).flatten(3)
         return x.contiguous()
 
-    y: Tensor = _Scan.apply(cut(delta * u), cut(delta), A, cut(B), cut(C), pieces)
+    y, last = _Scan.apply(cut(delta * u), cut(delta), A, cut(B), cut(C), state, pieces)
     if pieces > 1:
         y = y.unflatten(3, (pieces, q)).permute(3, 0, 1, 2, 4).flatten(0, 1)[:length]
-    return y
+    return y, last
 
 
 def _pieces(u: Tensor, n: int) -> int:
@@ -272,20 +304,21 @@ def block_length(length: int, step: int, kind: str) -> int:
     return max(1, min(length, BLOCK[kind] // max(1, step)))
 
 
-def _carried(total: Tensor, last: Tensor, pieces: int, reverse: bool = False) -> Tensor:
+def _carried(total: Tensor, last: Tensor, begin: Tensor, pieces: int, reverse: bool = False) -> Tensor:
     """Return the state with which each chunk begins.
 
     Args:
         total: decay over each whole chunk, `[g, n, d, pieces * q]`.
         last: state at each chunk's end when it begins at zero, the same shape.
+        begin: state with which the first chunk begins, `[g, n, d, q]`.
         pieces: number of chunks.
         reverse: time runs backwards.
     """
     total, last = total.unflatten(3, (pieces, -1)), last.unflatten(3, (pieces, -1))
-    first = torch.zeros_like(last)
-    order = range(pieces - 1, 0, -1) if reverse else range(pieces - 1)
-    for i in order:
-        following = i - 1 if reverse else i + 1
+    first = torch.empty_like(last)
+    order = list(range(pieces - 1, -1, -1) if reverse else range(pieces))
+    first[..., order[0], :] = begin
+    for i, following in zip(order, order[1:]):
         first[..., following, :] = torch.addcmul(last[..., i, :], total[..., i, :], first[..., i, :])
     return first.flatten(3)
 
@@ -294,13 +327,15 @@ class _Scan(torch.autograd.Function):
     """The scan of chunks, `[steps, groups, ..., pieces * q]`, with the backward pass written out."""
 
     @staticmethod
-    def forward(ctx: Any, du: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, pieces: int) -> Tensor:
+    def forward(
+        ctx: Any, du: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, state: Tensor, pieces: int
+    ) -> tuple[Tensor, Tensor]:
         work = _Blocks(du, delta, A, B, 2)
-        first = None
         if pieces > 1:
-            first = _carried((delta.sum(0)[:, None] * work.A).exp_(), _last_state(work), pieces)
+            total = (delta.sum(0)[:, None] * work.A).exp_()
+            state = _carried(total, _last_state(work), state, pieces)
         h = work.rooms[1]
-        h[0].zero_() if first is None else h[0].copy_(first)
+        h[0].copy_(state)
         y = torch.empty_like(du)
         keep = any(ctx.needs_input_grad)
         # The states between the blocks are all that the backward pass needs to compute the rest again.
@@ -317,21 +352,21 @@ class _Scan(torch.autograd.Function):
         if keep:
             ctx.save_for_backward(du, delta, A, B, C, kept)
             ctx.pieces = pieces
-        return y
+        return y, h[0].unflatten(3, (pieces, -1))[..., -1, :].clone()
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, dy: Tensor, d_last: Tensor) -> tuple[Tensor | None, ...]:
         du, delta, A, B, C, kept = ctx.saved_tensors
         dy = dy.contiguous()
         work = _Blocks(du, delta, A, B, 3)
         wide_c, wide_dy = C[:, :, :, None], dy[:, :, None]
         a, h, g = work.rooms
         # The gradient of a state: g_t = C_t dy_t + exp(delta_(t+1) A) g_(t+1). `carry` is the last product.
-        carry = torch.zeros(work.shape, dtype=du.dtype, device=du.device)
+        carry = d_last.clone(memory_format=torch.contiguous_format)
         if ctx.pieces > 1:
             total = (delta.sum(0)[:, None] * work.A).exp_()
-            carry = _carried(total, _first_gradient(work, wide_c, wide_dy), ctx.pieces, reverse=True)
+            carry = _carried(total, _first_gradient(work, wide_c, wide_dy), carry, ctx.pieces, reverse=True)
         d_du, d_delta = torch.empty_like(du), torch.empty_like(delta)
         d_b, d_c = torch.empty_like(B), torch.empty_like(C)
         d_a = torch.zeros_like(work.A)
@@ -351,7 +386,8 @@ class _Scan(torch.autograd.Function):
             d_a += before.mul_(work.delta[start:stop]).sum(dim=(0, 4))[..., None]
             torch.sum(torch.mul(grads, work.B[start:stop], out=states[1:]), dim=2, out=d_du[start:stop])
             torch.sum(grads.mul_(work.du[start:stop]), dim=3, out=d_b[start:stop])
-        return d_du, d_delta, d_a[..., 0].transpose(1, 2), d_b, d_c, None
+        d_state = carry.unflatten(3, (ctx.pieces, -1))[..., 0, :]
+        return d_du, d_delta, d_a[..., 0].transpose(1, 2), d_b, d_c, d_state, None
 
 
 def _last_state(work: _Blocks) -> Tensor:

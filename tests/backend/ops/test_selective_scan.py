@@ -7,7 +7,7 @@ import weakref
 import pytest
 import torch
 from hypersharp.backend.ops import selective_scan as module
-from hypersharp.backend.ops.selective_scan import scan_lanes, scan_name, selective_scan
+from hypersharp.backend.ops.selective_scan import scan_lanes, scan_name, scan_segment, selective_scan
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -134,6 +134,29 @@ def test_lanes_are_the_same_scan():
     for chunk in (None, 9):
         y = scan_lanes(u, delta, v["A"][None], B, C, chunk)
         assert torch.allclose(y[:, 0].permute(2, 1, 0), expected, atol=1e-12)
+
+
+@pytest.mark.parametrize("chunk", [None, 4])
+@pytest.mark.parametrize("step", [1 << 15, 60])
+def test_stretches_go_on_where_the_one_before_ended(chunk, step, monkeypatch):
+    monkeypatch.setitem(module.STEP, "cpu", step)
+    g = torch.Generator().manual_seed(4)
+    u, delta = (torch.rand(31, 2, 5, 40, generator=g, dtype=torch.float64) for _ in range(2))
+    B, C = (torch.randn(31, 2, 3, 40, generator=g, dtype=torch.float64) for _ in range(2))
+    A = -torch.rand(2, 5, 3, generator=g, dtype=torch.float64)
+    results = []
+    for cuts in ([0, 31], [0, 9, 10, 31]):
+        u_, delta_, A_, B_, C_ = leaves = [x.clone().requires_grad_() for x in (u, delta, A, B, C)]
+        state, parts = None, []
+        for i, j in zip(cuts, cuts[1:]):
+            y, state = scan_segment(u_[i:j], delta_[i:j], A_, B_[i:j], C_[i:j], state, chunk)
+            parts.append(y)
+        y = torch.cat(parts)
+        (y.square().sum() + state.cos().sum()).backward()
+        results.append([y.detach(), state.detach(), *(x.grad for x in leaves)])
+    assert results[0][1].shape == (2, 3, 5, 40)
+    assert torch.allclose(results[0][0], scan_lanes(u, delta, A, B, C), atol=1e-12)
+    assert all(torch.allclose(a, b, atol=1e-11) for a, b in zip(*results))
 
 
 @pytest.mark.parametrize(("size", "decay"), [(1e-4, 1e-3), (5.0, 50.0), (300.0, 500.0)])
