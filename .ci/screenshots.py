@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Makes docs/images/dialog.png and docs/images/paris-canvas.png in the real QGIS desktop.
+"""Makes dialog.png, dialog-learned.png and paris-canvas.png of docs/images in the real QGIS desktop.
 
     python3 .ci/screenshots.py        starts QGIS under a virtual screen with a profile of its own
 
@@ -70,7 +70,7 @@ def launch():
         if not (Path(work) / "done").exists():
             print("screenshots: QGIS ended before the scene did", file=sys.stderr)
             return 1
-    for name in ("dialog.png", "paris-canvas.png"):
+    for name in ("dialog.png", "dialog-learned.png", "paris-canvas.png"):
         print(f"docs/images/{name}")
     return 0
 
@@ -86,6 +86,9 @@ def play(iface):
         (3000, scene.load),
         (1500, scene.open_dialog),
         (1000, scene.shoot_dialog),
+        (500, scene.choose_learned),
+        (1000, scene.shoot_learned),
+        (500, scene.choose_default),
         (500, scene.run),
         (200, scene.wait),
         (1500, scene.arrange),
@@ -177,6 +180,26 @@ class Scene:
     def shoot_dialog(self):
         """Take the dialog's picture."""
         self.dialog.grab().save(os.path.join(self.images, "dialog.png"))
+
+    def _choose(self, method):
+        combo = self.dialog.method_combo
+        combo.setCurrentIndex(combo.findData(method))
+
+    def choose_learned(self):
+        """Choose a learned method, to be adapted to the pair."""
+        from hypersharp.backend.registry import METHODS
+
+        self.chosen = self.dialog.method()
+        self._choose(next(m.id for m in METHODS.values() if m.needs_weights))
+        self.dialog.learned.steps_spin.setValue(200)
+
+    def shoot_learned(self):
+        """Take the dialog's picture again."""
+        self.dialog.grab().save(os.path.join(self.images, "dialog-learned.png"))
+
+    def choose_default(self):
+        """Choose what was chosen before."""
+        self._choose(self.chosen)
 
     def run(self):
         """Press Run."""

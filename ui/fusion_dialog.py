@@ -173,7 +173,8 @@ class FusionDialog(QDialog):
         )
         form.addRow(tr("Method"), self.method_combo)
         form.addRow("", self.method_label)
-        self.learned = LearnedOptions(form, self)
+        self.learned = LearnedOptions(run)
+        form.addRow(self.learned)
         canvas = self._iface.mapCanvas() if self._iface is not None else None
         self.options = RunOptions(canvas, self)
         form.addRow(tr("Device"), self.options.device_combo)
@@ -184,7 +185,7 @@ class FusionDialog(QDialog):
         layout = QVBoxLayout(column)
         layout.setContentsMargins(0, 0, 6, 0)
         groups = [inputs, run, self.options]
-        self._align(groups)
+        self._align([*groups, self.learned])
         for group in groups:
             layout.addWidget(group)
         layout.addStretch(1)

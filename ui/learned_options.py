@@ -6,7 +6,7 @@ from __future__ import annotations
 from typing import Any, Optional
 
 from qgis.gui import QgsFileWidget
-from qgis.PyQt.QtCore import QObject, pyqtSignal
+from qgis.PyQt.QtCore import pyqtSignal
 from qgis.PyQt.QtWidgets import QComboBox, QFormLayout, QLabel, QSpinBox, QWidget
 
 from ..backend.registry import MethodInfo
@@ -17,8 +17,8 @@ FOLDER = ""
 """The combo box's data for weights from a folder."""
 
 
-class LearnedOptions(QObject):
-    """Rows of a form: weights by name or from a folder, and adaptation steps.
+class LearnedOptions(QWidget):
+    """Rows for a form: weights by name or from a folder, and adaptation steps. Hidden for other methods.
 
     Signals:
         changed(): an option has changed.
@@ -26,19 +26,19 @@ class LearnedOptions(QObject):
 
     changed = pyqtSignal()
 
-    def __init__(self, form: QFormLayout, parent: QWidget) -> None:
+    def __init__(self, parent: QWidget) -> None:
         super().__init__(parent)
         self._info: Optional[MethodInfo] = None
-        self.weights_label, self.weights_combo = QLabel(tr("Weights"), parent), QComboBox(parent)
+        self.weights_label, self.weights_combo = QLabel(tr("Weights"), self), QComboBox(self)
         self.weights_combo.setToolTip(
             tr(
                 "Weights that come with the plugin, or a folder, as the algorithm “Train a learned method” makes it"
             )
         )
-        self.folder_label, self.folder_widget = QLabel(tr("Weights folder"), parent), QgsFileWidget(parent)
+        self.folder_label, self.folder_widget = QLabel(tr("Weights folder"), self), QgsFileWidget(self)
         self.folder_widget.setStorageMode(QgsFileWidget.StorageMode.GetDirectory)
         self.folder_widget.setDialogTitle(tr("Folder with config.json and model.safetensors"))
-        self.steps_label, self.steps_spin = QLabel(tr("Adaptation"), parent), QSpinBox(parent)
+        self.steps_label, self.steps_spin = QLabel(tr("Adaptation"), self), QSpinBox(self)
         self.steps_spin.setRange(0, 100_000)
         self.steps_spin.setSingleStep(50)
         self.steps_spin.setSuffix(" " + tr("steps"))
@@ -49,13 +49,12 @@ class LearnedOptions(QObject):
                 "Weights that gain nothing by it are used as they are."
             )
         )
-        self._rows = (
-            (self.weights_label, self.weights_combo),
-            (self.folder_label, self.folder_widget),
-            (self.steps_label, self.steps_spin),
-        )
-        for label, field in self._rows:
-            form.addRow(label, field)
+        form = QFormLayout(self)
+        form.setContentsMargins(0, 0, 0, 0)
+        form.setFieldGrowthPolicy(QFormLayout.FieldGrowthPolicy.AllNonFixedFieldsGrow)
+        form.addRow(self.weights_label, self.weights_combo)
+        form.addRow(self.folder_label, self.folder_widget)
+        form.addRow(self.steps_label, self.steps_spin)
         self.weights_combo.currentIndexChanged.connect(self._on_weights)
         self.folder_widget.fileChanged.connect(lambda _path: self.changed.emit())
         self.steps_spin.valueChanged.connect(lambda _steps: self.changed.emit())
@@ -84,13 +83,10 @@ class LearnedOptions(QObject):
         self.changed.emit()
 
     def _show(self) -> None:
-        learned = self._info is not None and self._info.needs_weights
-        for label, field in self._rows:
-            shown = learned and (
-                field is not self.folder_widget or self.weights_combo.currentData() == FOLDER
-            )
-            label.setVisible(shown)
-            field.setVisible(shown)
+        from_folder = self.weights_combo.currentData() == FOLDER
+        self.folder_label.setVisible(from_folder)
+        self.folder_widget.setVisible(from_folder)
+        self.setVisible(self._info is not None and self._info.needs_weights)
 
     def problem(self) -> Optional[str]:
         """Return what stands against the weights that are chosen, or None."""
