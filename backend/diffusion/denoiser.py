@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..errors import ErrorCode, HyperSharpError
-from ..models.pretrained import CARD_NAME, CONFIG_NAME, FORMAT, load_weights, read_config
+from ..models.pretrained import CARD_NAME, CONFIG_NAME, FORMAT, read_config, read_tensors
 
 CHANNELS = 3
 DIFFUSERS_WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -142,13 +142,18 @@ def load_denoiser(folder: str | Path, device: torch.device | str = "cpu") -> Den
             f"a denoiser of {CHANNELS} channels is needed: class UNet2DModel or SR3UNet",
             ErrorCode.NO_WEIGHTS,
         )
+    arguments = {k: v for k, v in content.items() if k in known}
     try:
-        unet = UNet2DModel(**{k: v for k, v in content.items() if k in known})
-    except (TypeError, ValueError) as error:
+        # Without memory first: a wrong number in the configuration must not ask for all there is.
+        with torch.device("meta"):
+            shapes = {k: tuple(v.shape) for k, v in UNet2DModel(**arguments).state_dict().items()}
+    except (TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError, IndexError) as error:
         raise HyperSharpError(
-            f"the configuration in {folder} is not valid: {error}",
+            f"the configuration in {folder} is not valid: {str(error).splitlines()[0]}",
             "download or train the weights again",
             ErrorCode.NO_WEIGHTS,
         ) from error
-    load_weights(unet, Path(folder) / DIFFUSERS_WEIGHTS)
+    tensors = read_tensors(Path(folder) / DIFFUSERS_WEIGHTS, shapes)
+    unet = UNet2DModel(**arguments)
+    unet.load_state_dict({k: v.float() for k, v in tensors.items()})
     return UNetDenoiser(unet).eval().requires_grad_(False).to(device)

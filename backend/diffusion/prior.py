@@ -22,7 +22,7 @@ from ..weights import find_weights
 from .denoiser import Denoiser, load_denoiser
 from .problem import Problem, make_problem
 from .sampling import SamplerSettings, draw
-from .terms import mix
+from .terms import TERMS, mix
 from .tiles import TiledNoise
 
 PRESETS = {"quick": 10, "standard": 20, "fine": 50}
@@ -50,7 +50,7 @@ class PriorSettings:
         frame: ground of the result, "guide" or "hs".
         srf: the guide's nominal response; None estimates it.
         side, overlap: tiles of the network, in pixels.
-        half: bfloat16 arithmetic in the network.
+        half: bfloat16 arithmetic in the network; None where the device is fast at it.
         sampler: guidance and all else; its `steps` and `signal` are set from here.
     """
 
@@ -59,7 +59,7 @@ class PriorSettings:
     seed: int = 0
     rank: int = 3
     rule: str = "pca"
-    residual: str = "itp"
+    residual: str = "lmmse"
     start: str = "noise"
     signal: float = 0.5
     weights: str = WEIGHTS
@@ -68,7 +68,7 @@ class PriorSettings:
     srf: str | None = None
     side: int = 160
     overlap: int = 24
-    half: bool = False
+    half: bool | None = None
     sampler: SamplerSettings = field(default_factory=SamplerSettings)
 
     def __post_init__(self) -> None:
@@ -77,6 +77,12 @@ class PriorSettings:
                 raise HyperSharpError(
                     f"unknown choice {value!r}", f"use one of {', '.join(known)}", ErrorCode.USAGE
                 )
+
+    @property
+    def use_closed_form(self) -> bool:
+        """Whether the closed form's estimate is weighed in."""
+        sampler = self.sampler
+        return sampler.guidance == "solve" and sampler.anchor > 0 and len(sampler.terms) == len(TERMS)
 
     @property
     def step_count(self) -> int:
@@ -169,7 +175,7 @@ def sample_prior(
         settings.register,
         settings.frame,
         settings.srf,
-        closed=settings.start == "lmmse",
+        closed=settings.start == "lmmse" or settings.use_closed_form,
     )
     known = problem.interpolated if problem.closed is None else problem.closed.base
     # What lies outside the network's range (roofs, boats) is left to what is known already: beyond its range the
@@ -180,11 +186,26 @@ def sample_prior(
         settings.sampler, steps=settings.step_count, signal=0.0 if start is None else settings.signal
     )
     control.stage(STAGE, sampler.steps)
-    noise_of = TiledNoise(denoiser, settings.side, settings.overlap, settings.half)
+    half = half_is_fast(scene.device) if settings.half is None else settings.half
+    noise_of = TiledNoise(denoiser, settings.side, settings.overlap, half)
     terms = problem.terms.without(excess)
     sample = draw(noise_of, terms, sampler, control, settings.seed, None if start is None else start - excess)
-    facts = {**sample.facts, "start": settings.start, "residual": settings.residual, "seed": settings.seed}
+    facts = {
+        **sample.facts,
+        "bfloat16": half,
+        "start": settings.start,
+        "residual": settings.residual,
+        "seed": settings.seed,
+    }
     return finish(scene, problem, sample.base + excess, sample.curves, facts)
+
+
+def half_is_fast(device: torch.device) -> bool:
+    """Return whether a device computes in bfloat16 itself (a CPU that does not is slower with it, not faster)."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    asked = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
+    return device.type == "cpu" and asked is not None and bool(asked())
 
 
 @torch.no_grad()

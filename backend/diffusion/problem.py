@@ -17,8 +17,9 @@ from ..errors import ErrorCode, HyperSharpError
 from ..methods.linear_model import LinearModelMethod
 from ..methods.lmmse import LMMSE
 from ..methods.registration import shift_matrix
-from ..methods.subspace import grown
-from ..scene import FILL_REACH, Scene, Tile, tile_windows
+from ..methods.subspace import coarse_guide, grown
+from ..scene import FILL_REACH, FULL_COVERAGE, Scene, Tile, tile_windows
+from .anchor import error_precision
 from .bands import band_loadings, select_bands, unexplained
 from .terms import DataTerms, mix
 
@@ -177,6 +178,11 @@ def make_problem(
         (covariance.diagonal()[bands].clamp_min(0).sqrt() / span.to(covariance)).square().mean().sqrt()
     )
     terms = _terms(tile, model, model_of_image, seen, covariance, down, spread)
+    if result is not None:
+        low_guide, coverage = coarse_guide(tile, gain)
+        both = hs_mask & (coverage >= FULL_COVERAGE)
+        terms.known = result.base
+        terms.precision = error_precision(base_low, low_guide, both, ratio, gain).to(hs)
     back = None
     if model.moves_back:
         back = tuple(shift_matrix(n * ratio, -s).to(hs) for n, s in zip(shape, model.registration.shift))
@@ -273,4 +279,8 @@ def _terms(
         (response @ loadings).to(hs),
         guide_mask.to(hs),
         spread,
+        (
+            float((model.subspace.noise * weight).median()),
+            float((1.0 - model.explained).clamp_min(0).mean().sqrt()),
+        ),
     )

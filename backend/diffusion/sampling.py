@@ -28,7 +28,7 @@ from .tiles import TiledNoise
 
 GUIDANCES = ("gradient", "published", "solve")
 PUBLISHED_ETA = 2.0
-LEAST_DOUBT = 1e-4
+LEAST_DOUBT = 2e-3
 """Least variance of the clean estimate that "solve" assumes: to the last step the data have their say."""
 CLIP_BELOW = 0.5
 """Signal share below which the network's clean estimate is held in [-1, 1], where its error is largest. Above, it is
@@ -46,8 +46,11 @@ class SamplerSettings:
         terms: which data terms guide; empty for none.
         eta: of "gradient", relative to the step of the line search.
         solve_iterations: conjugate gradients a step of "solve".
-        noise: standard deviations of HS and guide data, relative to the bands' own, that "solve" assumes.
+        noise: least standard deviations of HS and guide data, relative to the bands' own, that "solve" assumes; what
+            the pair shows counts where it is more.
         trust: of the network's clean estimate in "solve", relative to the noise left in it.
+        anchor: weight of the closed form's estimate in "solve", where the terms know it and both of them guide (it
+            knows both images); 0 for none.
         churn: DDIM's own eta: how much of the noise is drawn anew at each step, 0 to 1.
         signal: signal share of the first step; the schedule's noisier steps are left out (for a start from an image).
         timesteps, rate: of the exponential schedule.
@@ -55,13 +58,14 @@ class SamplerSettings:
 
     steps: int = 20
     sampler: str = "ddim"
-    guidance: str = "gradient"
+    guidance: str = "solve"
     terms: tuple[str, ...] = TERMS
     eta: float = 1.0
     solve_iterations: int = 6
-    noise: tuple[float, float] = (0.05, 0.05)
+    noise: tuple[float, float] = (0.02, 0.02)
     trust: float = 1.0
-    churn: float = 0.0
+    anchor: float = 10.0
+    churn: float = 1.0
     signal: float = 0.0
     timesteps: int = TIMESTEPS
     rate: float = RATE
@@ -239,9 +243,14 @@ class _Guided:
     def _solved(self, clean: Tensor, share: float) -> Tensor:
         """Return the clean estimate made to explain the pair."""
         settings = self.settings
-        hs, guide = (1.0 / n**2 if t in settings.terms else 0.0 for t, n in zip(TERMS, settings.noise))
+        noise = [max(least, found) for least, found in zip(settings.noise, self.terms.noise)]
+        hs, guide = (1.0 / n**2 if t in settings.terms else 0.0 for t, n in zip(TERMS, noise))
         doubt = max((1 - share) / share / 4, LEAST_DOUBT)
         base = self.terms.solve(
-            (clean + 1) / 2, (hs, guide), settings.trust / doubt, settings.solve_iterations
+            (clean + 1) / 2,
+            (hs, guide),
+            settings.trust / doubt,
+            settings.solve_iterations,
+            settings.anchor if len(settings.terms) == len(TERMS) else 0.0,
         )
         return 2 * base - 1

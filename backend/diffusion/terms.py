@@ -38,6 +38,9 @@ class DataTerms:
         guide_mixing: `[guide bands, s]`: V rho E.
         guide_mask: `[fine rows, fine cols]`, 1 where the guide is valid.
         deviation: a base band's standard deviation on the coarse grid (base in [0, 1]), root mean square.
+        noise: standard deviations of what the model cannot explain of HS image and guide, relative to the bands' own.
+        known: `[s, rows, cols]`: another estimate of the base (the closed form's); None for none.
+        precision: `[s, s]`: inverse covariance of its error.
     """
 
     down: tuple[Tensor, Tensor]
@@ -50,6 +53,9 @@ class DataTerms:
     guide_mixing: Tensor
     guide_mask: Tensor
     deviation: float
+    noise: tuple[float, float] = (0.0, 0.0)
+    known: Tensor | None = None
+    precision: Tensor | None = None
 
     @property
     def guide_count(self) -> float:
@@ -78,6 +84,7 @@ class DataTerms:
             self,
             hs=self.hs * self.hs_mask - self.hs_seen(part),
             guide=self.guide * self.guide_mask - self.guide_seen(part),
+            known=None if self.known is None else self.known - part,
         )
 
     def norms(self, base: Tensor) -> tuple[Tensor, Tensor]:
@@ -93,18 +100,25 @@ class DataTerms:
             "guide": float(guide) / self.guide_count**0.5,
         }
 
-    def solve(self, base: Tensor, weights: tuple[float, float], trust: float, iterations: int) -> Tensor:
+    def solve(
+        self, base: Tensor, weights: tuple[float, float], trust: float, iterations: int, anchor: float = 0.0
+    ) -> Tensor:
         """Return the image nearest to `base` that explains the pair: conjugate gradients.
 
             argmin  w_hs |hs term|^2 + w_guide |guide term|^2 + trust |A - base|^2
+                    + anchor (A - known)' precision (A - known)
 
         Args:
             base: `[s, rows, cols]`; the start too.
             weights: of the HS and the guide's term.
             trust: of the base.
             iterations: of conjugate gradients.
+            anchor: weight of the other estimate, where there is one.
         """
         rows, cols = (d.to(base) for d in self.down)
+        known, precision = base, torch.zeros(len(base), len(base)).to(base)
+        if anchor > 0 and self.known is not None and self.precision is not None:
+            known, precision = self.known.to(base), anchor * self.precision.to(base)
 
         def pull(hs: Tensor, guide: Tensor) -> Tensor:
             """Both adjoints."""
@@ -113,9 +127,9 @@ class DataTerms:
 
         def normal(v: Tensor) -> Tensor:
             seen = mix(self.hs_mixing, separable(rows, cols, v))
-            return pull(seen, mix(self.guide_mixing, v)) + trust * v
+            return pull(seen, mix(self.guide_mixing, v)) + trust * v + mix(precision, v)
 
-        left = pull(self.hs_residual(base), self.guide_residual(base))
+        left = pull(self.hs_residual(base), self.guide_residual(base)) + mix(precision, known - base)
         x, direction, size = base.clone(), left.clone(), left.square().sum()
         for _ in range(iterations):
             if float(size) <= TINY:

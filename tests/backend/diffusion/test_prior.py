@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypersharp.backend.control import Control
 from hypersharp.backend.degradation import interpolate
+from hypersharp.backend.diffusion.anchor import error_precision
 from hypersharp.backend.diffusion.prior import PRESETS, STAGE, PriorSettings, finish, sample_prior
 from hypersharp.backend.diffusion.problem import make_problem
 from hypersharp.backend.diffusion.sampling import SamplerSettings, draw
@@ -132,8 +133,9 @@ def test_the_published_guidance_works_with_its_own_steps(cube):
 
 @pytest.mark.parametrize("terms, low, high", [(("hs",), "hs", "guide"), (("guide",), "guide", "hs")])
 def test_each_term_can_guide_alone(scene, terms, low, high):
-    prior = sample_prior(scene, with_sampler(terms=terms), Control(), White(0.15))
-    free = sample_prior(scene, with_sampler(terms=()), Control(), White(0.15))
+    plain = replace(QUICK, residual="itp")
+    prior = sample_prior(scene, with_sampler(plain, terms=terms), Control(), White(0.15))
+    free = sample_prior(scene, with_sampler(plain, terms=()), Control(), White(0.15))
     assert prior.curves[low][-1] < 0.2 * free.curves[low][-1]
     assert prior.curves[high][-1] > 2 * prior.curves[low][-1]
 
@@ -242,6 +244,55 @@ def test_what_cannot_be_is_refused(scene, wrong):
 def test_unknown_settings_are_refused(wrong):
     with pytest.raises(HyperSharpError):
         PriorSettings(**wrong)
+
+
+# ------------------------------------------------------------------ the closed form beside the network
+
+
+def test_the_anchor_pulls_towards_the_closed_form(cube, scene):
+    distances = []
+    for anchor in (0.0, 3.0, 1000.0):
+        prior = sample_prior(scene, with_sampler(anchor=anchor, guidance="solve"), Control(), White(0.15))
+        closed = make_problem(scene, Control(), residual="lmmse").closed.base
+        distances.append(float((prior.base - closed).square().mean().sqrt()))
+    assert distances[0] > distances[1] > distances[2] and distances[2] < 0.1 * distances[0]
+
+
+def test_the_closed_forms_error_is_found_one_scale_down():
+    """Of two bands, the guide says one exactly and nothing of the other: only the latter is uncertain."""
+    generator = torch.Generator().manual_seed(8)
+    image = torch.randn(2, 60, 60, generator=generator)
+    mask = torch.ones(60, 60, dtype=torch.bool)
+    precision = error_precision(image, 3.0 * image[:1] + 5, mask, 4, 0.3)
+    variance = torch.linalg.inv(precision).diagonal()
+    assert float(variance[0]) < 1e-3 and 0.5 < float(variance[1]) < 1.5
+    tiny = error_precision(image[:, :6, :6], image[:1, :6, :6], mask[:6, :6], 4, 0.3)
+    assert bool(torch.isfinite(tiny).all()) and bool((torch.linalg.eigvalsh(tiny) > 0).all())
+
+
+def test_what_is_known_of_a_part_changes_nothing(scene):
+    """Terms less a known part of the base, at the rest, are the terms at the whole."""
+    problem = make_problem(scene, Control(), residual="lmmse")
+    generator = torch.Generator().manual_seed(9)
+    base, part = (torch.rand(3, *scene.shape, generator=generator) for _ in range(2))
+    whole, rest = problem.terms.rms(base), problem.terms.without(part).rms(base - part)
+    assert rest == pytest.approx(whole, rel=1e-3)
+    first = problem.terms.solve(base, (9.0, 9.0), 1.0, 50, 2.0)
+    second = problem.terms.without(part).solve(base - part, (9.0, 9.0), 1.0, 50, 2.0) + part
+    torch.testing.assert_close(first, second, rtol=1e-3, atol=1e-3)
+
+
+def test_one_bright_roof_does_not_change_the_rest(cube, shipped):
+    bright = cube.clone()
+    bright[:, 8:12, 8:12] *= 12.0
+    far = (slice(None), slice(24, None), slice(20, None))
+    plain, roof = (
+        sample_prior(make_scene(c), PriorSettings(preset="quick"), Control(), shipped).image()[far]
+        for c in (cube, bright)
+    )
+    truth = cube[far]
+    before, after = ((i - truth).square().mean().sqrt() for i in (plain, roof))
+    assert float(after) < 2.0 * float(before) + 0.02 * float(truth.std())
 
 
 # ------------------------------------------------------------------ the network at work
