@@ -16,13 +16,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..ops.selective_scan import scan_lanes
+from ..ops.selective_scan import LEAST_LANES, scan_lanes, scan_segment
 
 DIRECTIONS = 4
 """Along the rows, against them, along the columns, against them."""
 DELTA_RANGE = (1e-3, 0.1)
 """Steps begin log-uniform in this range."""
 
+AT_ONCE = 1 << 19
+"""Values of sequences that are worked on at once on a CPU."""
+SHORTEST_STRETCH = 256
+"""Long sequences are worked off in stretches of at least so many tokens."""
 FEW = 1 << 17
 """Up to so many values, streams and axes are scanned in one call; with more, memory counts and calls do not."""
 
@@ -78,30 +82,74 @@ def scan_with(
     Returns:
         `[l, groups, d, q]`, before any gate.
     """
-    x = functional.silu(_causal_convolution(heads, x))
-    weight = torch.stack([h.x_proj.weight for h in heads])
-    selected = torch.matmul(weight, x if steering is None else steering)
-    n, rank = heads[0].d_state, heads[0].dt_rank
-    step, B, C = selected.split([rank, n, n], dim=2)
-    step = torch.matmul(torch.stack([h.dt_proj.weight for h in heads]), step)
-    delta = functional.softplus(step + torch.stack([h.dt_proj.bias for h in heads])[..., None])
-    if keep is not None:
-        delta = delta * keep
-    A = -torch.exp(torch.stack([h.A_log for h in heads]).float())
-    return scan_lanes(x, delta, A, B, C) + torch.stack([h.D for h in heads])[..., None] * x
+    own = _Stacked.of(heads)
+    # The CPU's allocator gives large blocks back at once: getting them again would cost more than the arithmetic.
+    most = x.numel() if x.is_cuda else AT_ONCE
+    lanes = max(LEAST_LANES, most // max(1, x[..., 0].numel()))
+    if x.shape[3] <= lanes:
+        return _scan_lanes_with(own, x, steering, keep, most)
+    # The backward pass of split is one concatenation; that of slicing would fill a whole tensor for each part.
+    parts = [[None] * -(-x.shape[3] // lanes) if t is None else t.split(lanes, 3) for t in (steering, keep)]
+    return torch.cat([_scan_lanes_with(own, *p, most) for p in zip(x.split(lanes, 3), *parts)], dim=3)
 
 
-def _causal_convolution(heads: Sequence[ScanHead], x: Tensor) -> Tensor:
-    """Convolve each channel along the first axis with its own taps; what lies before the start is zero."""
-    taps = torch.stack([h.conv1d.weight[:, 0] for h in heads])
-    count = taps.shape[2]
-    # Written as sums of shifted copies: torch's depthwise convolution would want the time last.
-    padded = functional.pad(x, (0, 0, 0, 0, 0, 0, count - 1, 0))
-    out = x * taps[..., -1:]
-    for i in range(count - 1):
-        out = torch.addcmul(out, padded[i : i + len(x)], taps[..., i : i + 1])
-    biases = [h.conv1d.bias for h in heads if h.conv1d.bias is not None]
-    return out + torch.stack(biases)[..., None] if biases else out
+@dataclass(frozen=True)
+class _Stacked:
+    """The parameters of several heads, `[groups, ...]`."""
+
+    taps: Tensor
+    conv_bias: Tensor | None
+    select: Tensor
+    step: Tensor
+    step_bias: Tensor
+    A: Tensor
+    D: Tensor
+    rank: int
+
+    @classmethod
+    def of(cls, heads: Sequence[ScanHead]) -> _Stacked:
+        biases = [h.conv1d.bias for h in heads if h.conv1d.bias is not None]
+        return cls(
+            torch.stack([h.conv1d.weight[:, 0] for h in heads]),
+            torch.stack(biases)[..., None] if biases else None,
+            torch.stack([h.x_proj.weight for h in heads]),
+            torch.stack([h.dt_proj.weight for h in heads]),
+            torch.stack([h.dt_proj.bias for h in heads])[..., None],
+            -torch.exp(torch.stack([h.A_log for h in heads]).float()),
+            torch.stack([h.D for h in heads])[..., None],
+            heads[0].dt_rank,
+        )
+
+
+def _scan_lanes_with(
+    own: _Stacked, x: Tensor, steering: Tensor | None, keep: Tensor | None, most: int
+) -> Tensor:
+    """Run `scan_with` on sequences side by side, stretch after stretch where they are long."""
+    length = len(x)
+    count = max(1, min(-(-x.numel() // most), length // SHORTEST_STRETCH))
+    stretch = -(-length // count)
+    before = own.taps.shape[2] - 1
+    padded = functional.pad(x, (0, 0, 0, 0, 0, 0, before, 0))
+    state, done = None, []
+    for start in range(0, length, stretch):
+        stop = min(start + stretch, length)
+        # Written as a sum of moved copies: torch's depthwise convolution would want the time last.
+        y = padded[start + before : stop + before] * own.taps[..., -1:]
+        for i in range(before):
+            y = torch.addcmul(y, padded[start + i : stop + i], own.taps[..., i : i + 1])
+        y = functional.silu(y if own.conv_bias is None else y + own.conv_bias)
+        selected = torch.matmul(own.select, y if steering is None else steering[start:stop])
+        n = own.A.shape[2]
+        step, B, C = selected.split([own.rank, n, n], dim=2)
+        delta = functional.softplus(torch.matmul(own.step, step) + own.step_bias)
+        if keep is not None:
+            delta = delta * keep[start:stop]
+        if stop - start == length:
+            scanned = scan_lanes(y, delta, own.A, B, C)
+        else:
+            scanned, state = scan_segment(y, delta, own.A, B, C, state)
+        done.append(scanned + own.D * y)
+    return done[0] if len(done) == 1 else torch.cat(done)
 
 
 class Mamba(ScanHead):

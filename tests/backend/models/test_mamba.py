@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 import pytest
 import torch
+from hypersharp.backend.models import mamba
 from hypersharp.backend.models.mamba import Mamba, Pieces, Scan2d, ScanHead, scan_images, scan_with
 from torch.nn import functional
 
@@ -143,6 +144,26 @@ def test_streams_side_by_side_are_the_same_as_one_by_one(span):
     together = scan_images(blocks, x, guide, pieces)
     for i, block in enumerate(blocks):
         assert torch.allclose(together[i], block(x[i], guide[i], pieces), atol=1e-6)
+
+
+@pytest.mark.parametrize("guided", [False, True])
+@pytest.mark.parametrize("span", [None, 5])
+def test_stretches_and_parts_give_the_same_numbers_and_gradients(span, guided, monkeypatch):
+    torch.manual_seed(5)
+    block = randomise(Scan2d(4, d_state=2, guided=guided))
+    x, guide = torch.randn(1, 14, 13, 4), torch.randn(1, 14, 13, 4) if guided else None
+    results = []
+    for at_once, shortest in ((1 << 19, 256), (150, 3), (1000, 8)):
+        monkeypatch.setattr(mamba, "AT_ONCE", at_once)
+        monkeypatch.setattr(mamba, "SHORTEST_STRETCH", shortest)
+        monkeypatch.setattr(mamba, "LEAST_LANES", 2)
+        monkeypatch.setattr(mamba, "FEW", at_once)
+        block.zero_grad()
+        y = block(x, guide, Pieces(span, (2, 1)))
+        y.square().sum().backward()
+        results.append([y.detach(), *(p.grad.clone() for p in block.parameters())])
+    for other in results[1:]:
+        assert all(torch.allclose(a, b, rtol=1e-4, atol=1e-4) for a, b in zip(other, results[0]))
 
 
 def test_every_parameter_gets_a_gradient():
