@@ -21,8 +21,8 @@ DEFAULT_MTF_GUIDE = 0.2
 DEFAULT_MEMORY_GB = 2.0
 
 DTYPES = ("same", "float32")
-TRAINABLE = ("s3rnet", "csakd")
-"""What can be trained (`training.presets` has how). csakd's student, which is its own, is of s3rnet's class."""
+TRAINABLE = ("s3rnet", "csakd", "hyfusion")
+"""What can be trained (`training.presets` has how)."""
 DEFAULT_TRAIN_STEPS = 2000
 DEFAULT_TRAIN_SEED = 1029
 TRAIN_STATE = "state.safetensors"

@@ -41,8 +41,7 @@ PLANE_COPIES = 2.5
 class LearnedFusion(FusionMethod):
     """A network in the subspace form, on top of `lmmse` (docs/models.md).
 
-    Subclasses name the network's class, the weights used when none are given, and whether the network's time goes
-    into convolutions.
+    Subclasses name the network's class and the weights used when none are given.
 
     Options:
         weights: name of shipped weights, or a folder; None for the method's own.
@@ -53,7 +52,6 @@ class LearnedFusion(FusionMethod):
     defaults: ClassVar[Mapping[str, Any]] = {"weights": None, "adapt": 0, "precision": "auto"}
     network: ClassVar[type[PretrainedModel]]
     own_weights: ClassVar[str]
-    convolutional: ClassVar[bool] = True
 
     def __init__(self, parameters: Mapping[str, Any] | None = None) -> None:
         super().__init__(parameters)
@@ -72,7 +70,7 @@ class LearnedFusion(FusionMethod):
         # Convolutions on a CPU are nearly twice as fast with the channels innermost.
         self.model.to(scene.device, memory_format=torch.channels_last)
         if self.precision == "auto":
-            self.precision = inference_precision(scene.device, self.convolutional)
+            self.precision = inference_precision(scene.device, self.model.convolutional)
         # A component of a tile takes seconds here: a cancel must not wait for its end.
         for module in self.model.modules():
             if not any(module.children()):
@@ -181,7 +179,6 @@ class HyFusionMethod(LearnedFusion):
 
     network = hyfusion.HyFusion
     own_weights = "hyfusion"
-    convolutional = False
 
     def _run(self, coarse: Tensor, fine: Tensor, origin: tuple[int, int]) -> Tensor:
         return self.model(coarse, fine, origin)[0]

@@ -96,6 +96,8 @@ class HyFusion(PretrainedModel):
         config: see `HyFusionConfig`.
     """
 
+    convolutional = False
+
     def __init__(self, config: HyFusionConfig) -> None:
         super().__init__(config)
         c = config

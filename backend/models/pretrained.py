@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from safetensors import SafetensorError
@@ -45,6 +45,8 @@ class PretrainedModel(nn.Module):
     """
 
     model_name: str
+    convolutional: ClassVar[bool] = True
+    """Whether its time goes into convolutions, which decides the precision that pays on a CPU."""
 
     def __init__(self, config: Any) -> None:
         super().__init__()

@@ -53,7 +53,7 @@ def read_cube(path: str | Path) -> Cube:
         with dataset:
             source = RasterSource(dataset, info, 0, 0, (info.height, info.width))
             values, valid = source.read_samples((0, info.height), (0, info.width))
-    valid &= values.abs() < LARGEST
+    valid = valid & (values.abs() < LARGEST)
     shares = valid.flatten(1).float().mean(dim=1)
     keep = torch.tensor(info.bands.good) & (shares > (1 - EMPTY_SHARE) * shares.max())
     if bool(keep.any()):

@@ -35,7 +35,8 @@ class PairSettings:
         pan: share of pairs with a single-band guide.
         noise: share of pairs whose HS image is noisy, and the range of its signal-to-noise ratio in dB.
         noise_db: see `noise`.
-        shift: share of pairs whose guide is shifted, by up to half a fine pixel along each axis.
+        shift: share of pairs whose HS image is shifted against guide and truth, by up to half a fine pixel along
+            each axis.
         bands: smallest share of a cube's bands that a pair keeps.
     """
 
@@ -167,7 +168,11 @@ def draw_pair(cube: Cube, settings: PairSettings, generator: Generator) -> Train
     if not bool(mask.any()):
         raise ValueError("no valid pixel in this part of the cube")
     gain = dice.uniform(*settings.mtf)
-    hs, hs_mask = degrade(truth, ratio, gain, mask)
+    shift = (0.0, 0.0)
+    if dice.happens(settings.shift):
+        shift = (dice.uniform(-0.5, 0.5), dice.uniform(-0.5, 0.5))
+    # The HS image is what is shifted: the closed form puts its result on the guide's ground, where the truth is.
+    hs, hs_mask = degrade(shift_image(truth, *shift) if any(shift) else truth, ratio, gain, mask)
     snr = dice.uniform(*settings.noise_db) if dice.happens(settings.noise) else None
     noise = dice.normal(tuple(hs.shape))
     if snr is not None:
@@ -178,10 +183,6 @@ def draw_pair(cube: Cube, settings: PairSettings, generator: Generator) -> Train
     pan = dice.happens(settings.pan)
     weights = draw_responses(cube.wavelength_nm[bands], pan, dice)
     guide = torch.einsum("gb,byx->gyx", weights, truth)
-    shift = (0.0, 0.0)
-    if dice.happens(settings.shift):
-        shift = (dice.uniform(-0.5, 0.5), dice.uniform(-0.5, 0.5))
-        guide = shift_image(guide, *shift)
     known = dice.happens(settings.known_mtf)
     scene = Scene(
         TensorSource(hs, hs_mask),

@@ -20,15 +20,16 @@ _TEACHER = MBFNConfig(
     FINE_PLANES,
     None,
     OUTPUTS,
-    width=16,
-    growth=8,
+    width=32,
+    growth=16,
     blocks=(2, 1, 1, 1),
     dense=1,
     attention=8,
     heads=2,
     window=15,
 )
-_STUDENT = replace(_TEACHER, blocks=(0, 1, 1, 1), hs_groups=8)
+# The fused features that are distilled ask for the teacher's width.
+_STUDENT = replace(_TEACHER, blocks=(0, 1, 1, 1), hs_groups=16)
 _HYFUSION = HyFusionConfig(COARSE_PLANES, FINE_PLANES, None, OUTPUTS, width=16, depth=1, growth=8, heads=2)
 
 
@@ -53,10 +54,6 @@ PRESETS: dict[str, Preset] = {
     "hyfusion": Preset(_HYFUSION, swt=0.05),
 }
 """By method. CSAKD's teacher owes its student nothing: it is S3RNet's network, trained as that is."""
-
-TRAINABLE = ("s3rnet", "csakd")
-"""What `hypersharp train` makes: weights that `fuse --method s3rnet --weights FOLDER` can use (csakd's student is of
-the same class). HyFusion's network is trained from Python; it is too slow on a CPU to be a method (docs/models.md)."""
 
 
 def build(config: MBFNConfig | HyFusionConfig) -> PretrainedModel:

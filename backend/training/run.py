@@ -16,7 +16,7 @@ from ..control import Control
 from ..device import choose_device
 from ..errors import ErrorCode, HyperSharpError
 from ..io.raster import source_path
-from ..job import TrainJob
+from ..job import TRAINABLE, TrainJob
 from ..methods.learned import load_network
 from ..methods.learned_planes import FORM
 from ..models.pretrained import PretrainedModel
@@ -27,10 +27,10 @@ from .card import weights_card
 from .cubes import Cube, read_cubes
 from .examples import Example, ExampleStream, make_example
 from .pairs import PairSettings
-from .presets import COMPONENTS, PRESETS, TRAINABLE, build
+from .presets import COMPONENTS, PRESETS, build
 from .trainer import STATE_NAME, Trainer, TrainOutcome, TrainSettings
 
-VALIDATION_EXAMPLES = 8
+VALIDATION_EXAMPLES = 16
 VALIDATION_SEED = 99
 VALIDATION_PAIRS = PairSettings(ratios=(3, 4), side=100, known_mtf=1.0)
 HELD_OUT = 0.2

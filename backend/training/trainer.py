@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..control import Control
+from ..device import PRECISIONS, inference_precision
 from ..errors import Cancelled, ErrorCode, HyperSharpError
 from ..models.pretrained import PretrainedModel
 from .examples import Crop, Example, ExampleStream, correction_in_bands, crop_example, mixed_seed, psnr_gain
@@ -47,13 +48,13 @@ class TrainSettings:
         validate_every: steps between validations.
         patience: validations without improvement after which the run stops early; 0 for never.
         swt: weight of the wavelet term (HyFusion); 0 for none.
-        mixed: mixed precision on CUDA.
+        mixed: the networks compute in bfloat16 where the device is fast at it (see `inference_precision`).
     """
 
     steps: int = 4000
     examples: int = 1
     side: int = 48
-    learning_rate: float = 4e-3
+    learning_rate: float = 2e-3
     average: float = 0.998
     seed: int = 1029
     validate_every: int = 250
@@ -128,7 +129,13 @@ class Trainer:
         device: torch.device | str = "cpu",
     ) -> None:
         self.device = torch.device(device)
-        self.model, self.student = model.to(self.device), student.to(self.device) if student else None
+        # Convolutions on a CPU are nearly twice as fast with the channels innermost.
+        layout = torch.channels_last
+        self.model = model.to(self.device, memory_format=layout)
+        self.student = student.to(self.device, memory_format=layout) if student else None
+        precision = inference_precision(self.device, model.convolutional) if settings.mixed else "float32"
+        # float16 would need its losses scaled.
+        self._half = PRECISIONS[precision] if precision == "bfloat16" else None
         self.stream, self.settings, self.validation = stream, settings, list(validation)
         self.step = 0
         self.history: list[tuple[int, float]] = []
@@ -223,12 +230,10 @@ class Trainer:
         total = 0.0
         for net in self._nets.values():
             net.train()
-        half = settings.mixed and self.device.type == "cuda"
         for _ in range(settings.examples):
             example = self.stream.draw(self.step, dice)
             crop = crop_example(example, settings.side, dice, self.device)
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=half):
-                loss = self._loss(crop) / settings.examples
+            loss = self._loss(crop) / settings.examples
             loss.backward()
             total += float(loss.detach())
         if not math.isfinite(total):
@@ -254,15 +259,25 @@ class Trainer:
     def _loss(self, crop: Crop) -> Tensor:
         """Return the sum of the networks' losses; the student's has no gradient for the teacher."""
         swt = self.settings.swt
-        out, features = self.model(crop.coarse, crop.fine)
-        found = correction_in_bands(out.float(), crop)
+        out, features = self._forward(self.model, crop)
+        found = correction_in_bands(out, crop)
         loss = correction_loss(found, crop, swt)
         if self.student is None:
             return loss
-        own, own_features = self.student(crop.coarse, crop.fine)
-        seen = correction_in_bands(own.float(), crop)
-        distilled = distillation_loss(seen, own_features.float(), found, features.float())
+        own, own_features = self._forward(self.student, crop)
+        seen = correction_in_bands(own, crop)
+        distilled = distillation_loss(seen, own_features, found, features)
         return loss + correction_loss(seen, crop, swt) + distilled
+
+    def _forward(self, net: PretrainedModel, part: Example | Crop) -> tuple[Tensor, Tensor]:
+        """Return a network's output and fused features, float32."""
+        inputs = (
+            x.float().to(self.device).contiguous(memory_format=torch.channels_last)
+            for x in (part.coarse, part.fine)
+        )
+        with torch.autocast(self.device.type, self._half or torch.bfloat16, enabled=self._half is not None):
+            output, features = net(*inputs)
+        return output.float(), features.float()
 
     @torch.no_grad()
     def gain(self, name: str = "model") -> float:
@@ -275,8 +290,7 @@ class Trainer:
         net.eval()
         gains = []
         for example in self.validation:
-            output = net(example.coarse.float().to(self.device), example.fine.float().to(self.device))[0]
-            gains.append(psnr_gain(output.float().cpu(), example))
+            gains.append(psnr_gain(self._forward(net, example)[0].cpu(), example))
         net.load_state_dict(own)
         return sum(gains) / len(gains)
 
