@@ -127,15 +127,16 @@ noise in a noisy three-band image in [-1, 1]; its time input is the log signal-t
 like; the pair itself guides it (`hypersharp.backend.diffusion.sampling`).
 
 * **Trained** by `.ci/train_prior.py`: {steps:,} steps of {batch} crops of 64 x 64 = {crops:,} crops, AdamW
-  {learning_rate:g} with a cool-down over the last {cool:.0%}, averaged weights ({average}), bfloat16, seed {seed};
-  one CPU core, about {hours:.1f} hours. That is little: a larger network trained for longer on a GPU would know more.
-* **Data**: {rgb} aerial RGB patches of 256 x 256, averaged down 1 to 4 times (NAIP, USDA, public domain, pack CC BY 4.0,
-  Ventura et al. 2024; OpenAerialMap CC BY 4.0; kite photographs CC BY; NEON camera), {rgb_share:.0%} of the crops; random band
-  triplets of {cubes} hyperspectral cubes (AVIRIS, NASA/JPL; ABU and CAVE scenes for research use), the rest. Bands are
-  permuted, mixed, bent and stretched at random.
+  {learning_rate:g} with a cool-down over the last {cool:.0%}, averaged weights ({average}), bfloat16, seed {seed}; one
+  busy CPU core, about {hours:.1f} hours. That is little: unguided samples have the texture of imagery, not its
+  structures; a larger network trained for longer on a GPU would know more.
+* **Data**: {rgb} aerial RGB patches of 256 x 256, averaged down 1 to 4 times (NAIP, USDA, public domain, pack
+  CC BY 4.0, Ventura et al. 2024; OpenAerialMap CC BY 4.0; kite photographs CC BY; NEON camera), {rgb_share:.0%} of the
+  crops; random band triplets of {cubes} hyperspectral cubes (AVIRIS, NASA/JPL; ABU and CAVE scenes for research use),
+  the rest. Bands are permuted, mixed, bent and stretched at random.
 * **Kept out**: {kept_out}, and every real pair.
 * **Noise levels**: as the exponential schedule of PLRDiff has them (rate {rate}), {noisy:.0%} from the noisy end.
-* **Loss** (mean square error of the noise, running mean over 100 steps) at the end: {loss:.4f}.
+* **Loss** (mean square error of the noise, running mean over about 100 steps) at the end: {loss:.4f}.
 * **What it does for the prior**: `docs/diffusion.md`.
 * **Licence**: GPL-2.0-or-later, as the package. Date: {date}.
 """
@@ -185,7 +186,7 @@ def main():
     parser.add_argument("--steps", type=int, default=10000)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--seed", type=int, default=1029)
-    parser.add_argument("--save-every", type=int, default=200)
+    parser.add_argument("--save-every", type=int, default=100)
     parser.add_argument("--until", help="stop at this time of day, HH:MM")
     parser.add_argument("--ship", action="store_true", help="write the averaged weights instead of training")
     parser.add_argument("--into", type=Path, default=ROOT / "resources" / "weights" / "prior")

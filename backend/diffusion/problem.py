@@ -26,6 +26,7 @@ from .terms import DataTerms, mix
 MIDDLE = (0.005, 0.995)
 """Quantiles of a base band's coarse values that its range is taken from, as the network's training crops were
 scaled: a single bright roof must not squeeze everything else."""
+MOST_SAMPLES = 1_000_000
 MARGIN = 0.1
 """By this share the range is widened at both ends: fine detail goes beyond it."""
 RESIDUALS = ("itp", "lmmse", "none")
@@ -149,6 +150,7 @@ def make_problem(
     tile = model.registration.apply(scene.tile((0, height), (0, width), 0))
     hs, hs_mask = tile.hs, tile.hs_mask
     chosen = hs[bands][:, hs_mask].double().cpu()
+    chosen = chosen[:, :: max(1, chosen.shape[1] // MOST_SAMPLES)]
     low, high = (torch.quantile(chosen, q, dim=1) for q in MIDDLE)
     span = (high - low).clamp_min(1e-6 * high.abs().clamp_min(1e-30)) * (1 + 2 * MARGIN)
     low = low - MARGIN / (1 + 2 * MARGIN) * span

@@ -14,7 +14,7 @@ At every step the network finds the noise, hence a clean estimate; the two data 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -28,6 +28,8 @@ from .tiles import TiledNoise
 
 GUIDANCES = ("gradient", "published", "solve")
 PUBLISHED_ETA = 2.0
+LEAST_SIDE = 64
+"""Tiles are halved down to this side, the network's training crops', before memory is given up on."""
 LEAST_DOUBT = 2e-3
 """Least variance of the clean estimate that "solve" assumes: to the last step the data have their say."""
 CLIP_BELOW = 0.5
@@ -183,16 +185,16 @@ class _Guided:
         """Return the image at the next level, and the clean estimate before and after the guidance."""
         settings, share = self.settings, float(self.scheduler.alphas_cumprod[time])
         through = settings.guidance != "solve" and bool(settings.terms)
-        move = None
-        with torch.set_grad_enabled(through):
-            x = x.detach().requires_grad_(through)
-            epsilon = self.noise_of(x, share, self.control)
-            clean = (x - (1 - share) ** 0.5 * epsilon) / share**0.5
-            if share < CLIP_BELOW or settings.guidance == "published":
-                clean = clean.clamp(-1, 1)
-            if through:
-                move = self._against_gradient(x, clean, share)
-        x, clean = x.detach(), clean.detach()
+        try:
+            clean, move = self._cleaned(x, share, through)
+        except torch.cuda.OutOfMemoryError:
+            if self.noise_of.side <= LEAST_SIDE:
+                raise
+            self.noise_of = replace(self.noise_of, side=max(LEAST_SIDE, self.noise_of.side // 2))
+            self.control.warn(
+                f"not enough device memory: the prior is drawn in tiles of {self.noise_of.side} pixels"
+            )
+            return self.step(x, time)
         after = clean
         if settings.terms and not through:
             after = self._solved(clean, share)
@@ -203,6 +205,17 @@ class _Guided:
             # A move of the noisy image by d moves the clean estimate by about d / sqrt(share).
             after = clean - move / share**0.5
         return following, clean, after
+
+    def _cleaned(self, x: Tensor, share: float, through: bool) -> tuple[Tensor, Tensor | None]:
+        """Return the network's clean estimate, and how far its data terms move the noisy image where they do."""
+        with torch.set_grad_enabled(through):
+            x = x.detach().requires_grad_(through)
+            epsilon = self.noise_of(x, share, self.control)
+            clean = (x - (1 - share) ** 0.5 * epsilon) / share**0.5
+            if share < CLIP_BELOW or self.settings.guidance == "published":
+                clean = clean.clamp(-1, 1)
+            move = self._against_gradient(x, clean, share) if through else None
+        return clean.detach(), move
 
     def _scheduled(self, epsilon: Tensor, time: int, x: Tensor) -> Tensor:
         """Return the scheduler's next image."""

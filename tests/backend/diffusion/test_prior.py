@@ -246,6 +246,46 @@ def test_unknown_settings_are_refused(wrong):
         PriorSettings(**wrong)
 
 
+def test_the_result_lies_on_the_ground_that_was_asked_for():
+    cube = low_rank_cube(rows=96, cols=96)
+    truth, moved = cube[:, :, :-4], cube[:, :, 2:-2]
+    scene = type(make_scene(truth))(make_scene(truth).hs, make_scene(moved).guide, 4, 0.3, 0.3)
+    for residual in ("itp", "lmmse"):
+        for frame, own, other in (("guide", moved, truth), ("hs", truth, moved)):
+            settings = replace(QUICK, frame=frame, residual=residual)
+            image = sample_prior(scene, settings, Control(), White(0.15)).image()
+            assert psnr(image, own, 12) > psnr(image, other, 12) + 1, (frame, residual)
+
+
+class Greedy(White):
+    """Runs out of memory on tiles of more than 100 pixels a side."""
+
+    def epsilon(self, x, alpha_bar):
+        if max(x.shape[2:]) > 100:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+        return super().epsilon(x, alpha_bar)
+
+
+def test_too_little_memory_halves_the_tiles():
+    scene = make_scene(low_rank_cube(rows=160, cols=120))
+    control = Control()
+    prior = sample_prior(scene, replace(QUICK, steps=4, half=False), control, Greedy(0.15))
+    assert any("tiles of 80" in w for w in control.warnings)
+    whole = sample_prior(scene, replace(QUICK, steps=4, half=False), Control(), White(0.15))
+    torch.testing.assert_close(prior.base, whole.base, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.gpu
+def test_cuda_gives_the_same_as_the_cpu(shipped):
+    import copy
+
+    cube = low_rank_cube()
+    settings = replace(QUICK, half=False)
+    one = sample_prior(make_scene(cube), settings, Control(), shipped)
+    other = sample_prior(make_scene(cube, device="cuda"), settings, Control(), copy.deepcopy(shipped).cuda())
+    torch.testing.assert_close(other.base.cpu(), one.base, rtol=1e-2, atol=5e-3)
+
+
 # ------------------------------------------------------------------ the closed form beside the network
 
 
