@@ -53,6 +53,8 @@ format: env
 bench: env env-qgis  ## seconds and peak memory beside plain writing and gdal_pansharpen.py
 	$(PY) tests/bench/bench_fusion.py
 	$(PY) tests/bench/bench_metrics.py
+	$(PY) .ci/scan_bench.py --least 5
+	$(PY) .ci/learned_bench.py
 
 ranking: env  ## do the indices rank right? writes the section of docs/metrics.md (15 minutes from nothing)
 	$(PY) .ci/ranking_table.py
@@ -63,8 +65,9 @@ quality: env  ## the table of methods on the cubes of the data folder
 learned-table: env  ## what the shipped weights gain over lmmse, into docs/models.md
 	$(PY) .ci/learned_table.py --adapt 120 --into docs/models.md
 
-gpu: env  ## what needs CUDA: parity tests; skipped with a reason elsewhere
+gpu: env  ## what needs CUDA: parity tests, and the networks' speed; skipped with a reason elsewhere
 	$(PY) -m pytest -p no:pytest_qgis -q -m gpu tests/backend
+	$(PY) .ci/learned_bench.py --device cuda
 
 screenshots: env env-qgis  ## pictures of the plugin in the real QGIS desktop, into docs/images/
 	$(PY) .ci/screenshots.py
