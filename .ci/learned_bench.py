@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Megapixels a second and peak memory of the learned methods, on the CPU and on a GPU when there is one.
 
-    make learned-bench        or        .venv/bin/python .ci/learned_bench.py --methods lmmse,s3rnet --cores 1
+    make bench (its last table), make gpu, or        .venv/bin/python .ci/learned_bench.py --methods lmmse,s3rnet
 
 Each run is a process of its own: fusing a made pair, reading and writing included, imports and assessment not. Shipped
 weights are used where there are any; else weights of the preset's shape, whose values do not matter for the time.
@@ -31,7 +31,18 @@ def learned_methods() -> list[str]:
     from hypersharp.backend.registry import METHODS
     from hypersharp.backend.training.presets import PRESETS
 
-    return list(dict.fromkeys([m.id for m in METHODS.values() if m.needs_weights] + list(PRESETS)))
+    ready = [name for name in PRESETS if name not in METHODS and method_class(name) is not None]
+    return [m.id for m in METHODS.values() if m.needs_weights] + ready
+
+
+def method_class(preset: str) -> type | None:
+    """Return the class that runs the network of a preset, or None."""
+    from hypersharp.backend.methods import learned
+    from hypersharp.backend.training.presets import PRESETS, build
+
+    network = type(build(PRESETS[preset].config))
+    kinds = (k for k in vars(learned).values() if getattr(k, "network", None) is network)
+    return next(kinds, None)
 
 
 def prepare(method: str, folder: Path) -> str | None:
@@ -53,9 +64,8 @@ def prepare(method: str, folder: Path) -> str | None:
     if not folder.is_dir():
         model.save_pretrained(folder, {"input": {"form": learned.FORM, "components": COMPONENTS}})
     if method not in METHODS:
-        kinds = [k for k in vars(learned).values() if getattr(k, "network", None) is type(model)]
         METHODS[method] = MethodInfo(
-            method, method, "learned", "", "", f"learned:{kinds[0].__name__}", needs_weights=True
+            method, method, "learned", "", "", f"learned:{method_class(method).__name__}", needs_weights=True
         )
     return str(folder)
 
@@ -91,6 +101,7 @@ def run(method: str, folder: str, device: str, memory_gb: str) -> dict[str, floa
         compress="none",
         assess=False,
     )
+    spent = sum(os.times()[:2])
     started = time.perf_counter()
     result = run_fuse(job, Control(note))
     ended = time.perf_counter()
@@ -99,6 +110,7 @@ def run(method: str, folder: str, device: str, memory_gb: str) -> dict[str, floa
         "learning": began["fusing"] - began["learning"],
         "fusing": ended - began["fusing"],
         "tiles": tiles[0],
+        "cpu_seconds": sum(os.times()[:2]) - spent,
         "peak_mb": peak_mb(),
         "parameters": result.metrics["method_details"].get("network_parameters", 0),
     }
@@ -141,21 +153,21 @@ def bench(args: argparse.Namespace, devices: list[str]) -> None:
             f"--memory {args.memory:g}; {cores} cores, {platform.machine()}, load before {load:.1f}, ", end=""
         )
         print(f"fastest of {args.repeat}\n")
-        print(
-            "| method | parameters | device | seconds | megapixels/s | first pass s | tiles | peak MB | GPU MB |"
-        )
-        print("|---|---|---|---|---|---|---|---|---|")
+        print("| method | parameters | device | seconds | CPU seconds ", end="")
+        print("| megapixels/s | first pass s | tiles | peak MB | GPU MB |")
+        print("|---|---|---|---|---|---|---|---|---|---|")
         for device in devices:
             for method in args.methods.split(",") if args.methods else [BASE, *learned_methods()]:
                 runs = [child(args.cores, method, name, device, str(args.memory)) for _ in range(args.repeat)]
                 good = [r for r in runs if isinstance(r, dict)]
                 if not good:
-                    print(f"| {method} | | {device} | {runs[0]} | | | | | |")
+                    print(f"| {method} | | {device} | {runs[0]} | | | | | | |")
                     continue
                 r = min(good, key=lambda entry: entry["seconds"])
                 gpu = f"{r['gpu_mb']:.0f}" if "gpu_mb" in r else ""
                 print(
                     f"| {method} | {r['parameters'] or ''} | {r.get('gpu', device)} | {r['seconds']:.1f} "
+                    f"| {r['cpu_seconds']:.1f} "
                     f"| {pixels / r['seconds']:.3f} | {r['learning']:.1f} | {r['tiles']} "
                     f"| {r['peak_mb']:.0f} | {gpu} |",
                     flush=True,
@@ -182,6 +194,9 @@ def main() -> None:
         return
     import torch
 
+    if args.device == "cuda" and not torch.cuda.is_available():
+        print("learned_bench: no CUDA device here, nothing measured")
+        return
     devices = [args.device] if args.device else ["cpu"] + ["cuda"] * torch.cuda.is_available()
     bench(args, devices)
 

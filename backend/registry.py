@@ -238,7 +238,7 @@ METHODS: dict[str, MethodInfo] = {
             needs_weights=True,
             relative_cost=2.5,
             network_seconds=20.0,
-            adapt_seconds=0.1,
+            adapt_seconds=0.2,
         ),
     )
 }

@@ -205,3 +205,20 @@ def test_window_means_are_means_over_the_pixels_that_exist(window):
         pad = tuple(side // 2 for side in kernel)
         plain = torch.nn.functional.avg_pool2d(image, kernel, 1, pad, count_include_pad=False)
         assert torch.allclose(window_mean(image, dim, window), plain, atol=1e-6)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_same_on_cuda_but_for_half_precision(tmp_path, kind):
+    cls, _, config = KINDS[kind]
+    folder = weights(tmp_path / "w", config)
+    _, scene = make_scene(rows=160)
+    on_cpu = fused(cls({"weights": folder, "precision": "float32"}), scene)
+    correction = float((on_cpu - fused(LMMSE(), scene)).std())
+    for precision, share in (("float32", 1e-2), ("auto", 5e-2)):
+        _, scene = make_scene(rows=160)
+        scene.device = torch.device("cuda")
+        method = cls({"weights": folder, "precision": precision})
+        on_gpu = fused(method, scene)
+        assert float((on_gpu - on_cpu).square().mean().sqrt()) < share * correction
+    assert method.describe()["precision"] in ("bfloat16", "float16")
