@@ -21,7 +21,7 @@ DEFAULT_MTF_GUIDE = 0.2
 DEFAULT_MEMORY_GB = 2.0
 
 DTYPES = ("same", "float32")
-TRAINABLE = ("s3rnet", "csakd", "hyfusion")
+TRAINABLE = ("s3rnet", "csakd", "hyfusion", "mpsrnet-diff")
 """What can be trained (`training.presets` has how)."""
 DEFAULT_TRAIN_STEPS = 2000
 DEFAULT_TRAIN_SEED = 1029

@@ -116,7 +116,7 @@ class Prior:
     residual: Tensor
     curves: dict[str, list[float]]
     facts: dict[str, Any]
-    _up: tuple[Tensor, Tensor]
+    up: tuple[Tensor, Tensor]
     closed_form: Callable[[Range, Range], Tensor] | None = None
     """With the residual "lmmse": its result `[S, rows, cols]` on fine pixels of the scene."""
 
@@ -130,7 +130,7 @@ class Prior:
         rows, cols = rows or (0, self.base.shape[1]), cols or (0, self.base.shape[2])
         if self.closed_form is not None:
             return self.refine(self.closed_form(rows, cols), rows, cols)
-        image = separable(self._up[0][slice(*rows)], self._up[1][slice(*cols)], self.residual)
+        image = separable(self.up[0][slice(*rows)], self.up[1][slice(*cols)], self.residual)
         image += mix(self.loadings, self.base[:, slice(*rows), slice(*cols)])
         return image.add_(self.offset.to(image)[:, None, None])
 

@@ -4,10 +4,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -30,9 +30,13 @@ from .learned_planes import (
     component_statistics,
     consistent,
     make_planes,
+    prior_planes,
     read_output,
 )
 from .subspace import grown
+
+if TYPE_CHECKING:
+    from ..diffusion.prior import Prior
 
 PLANE_COPIES = 2.5
 """Copies of the fine planes of all components that making them holds at its peak."""
@@ -81,7 +85,10 @@ class LearnedFusion(FusionMethod):
         if self.steps:
             from ..training.adapt import adapt
 
-            self.adaptation = adapt(self.model, scene, self.components, self.steps, control)
+            self.adaptation = adapt(
+                self.model, scene, self.components, self.steps, control, self.prior_of_pairs()
+            )
+        self.prior = self.draw_prior(scene, control)
         # From the outside in: the planes' low-pass, the network, the consistency step.
         psf = math.ceil(psf_reach(scene.ratio, self.closed.mtf_gain) / scene.ratio)
         low_pass = psf + INTERPOLATION_REACH
@@ -101,19 +108,32 @@ class LearnedFusion(FusionMethod):
             slice(top, top + tile.rows[1] - tile.rows[0]),
             slice(left, left + tile.cols[1] - tile.cols[0]),
         )
-        correction = self.correct(self.closed.registered(wide), self.closed.subspace.coefficients(image))
+        subspace = self.closed.subspace
+        prior = None
+        if self.prior is not None:
+            prior = subspace.coefficients(self.prior.refine(image, wide.rows, wide.cols))
+        correction = self.correct(self.closed.registered(wide), subspace.coefficients(image), prior)
         fused = image[own].clone()
         flat = fused.view(len(fused), -1)
-        basis = self.closed.subspace.basis[:, : len(correction)].to(flat)
+        basis = subspace.basis[:, : len(correction)].to(flat)
         flat.addmm_(basis, correction[own].reshape(len(correction), -1))
         return fused
 
-    def correct(self, tile: Tile, estimate: Tensor) -> Tensor:
+    def draw_prior(self, scene: Scene, control: Control) -> Prior | None:
+        """Return the prior that the network takes; None for none."""
+        return None
+
+    def prior_of_pairs(self) -> Callable[[Scene], Callable[[Tensor], Tensor]] | None:
+        """Return how priors of training pairs are drawn (see `training.examples.DrawPrior`); None for none."""
+        return None
+
+    def correct(self, tile: Tile, estimate: Tensor, prior: Tensor | None = None) -> Tensor:
         """Return the correction of the first components on a tile's own pixels, `[K, rows, cols]`.
 
         Args:
             tile: of whole coarse pixels, in register.
             estimate: the closed form's coefficients, `[rank, rows, cols]`.
+            prior: the prior's, where the network takes one.
         """
         ratio, gain = tile.ratio, tile.mtf_hs
         k = min(self.components, len(estimate))
@@ -131,6 +151,11 @@ class LearnedFusion(FusionMethod):
         mean = self.statistics.guide_mean.to(guide)[:, None, None]
         guide = torch.where(seen, guide, mean)
         planes = make_planes(estimate[:k], coarse, guide, self.statistics, ratio, gain)
+        inputs = [planes.coarse, planes.fine]
+        seen_prior = None
+        if prior is not None:
+            seen_prior = prior_planes(prior[:k], estimate[:k], self.statistics, planes.unit, ratio, gain)
+            inputs.append(seen_prior)
         origin = (tile.rows[0], tile.cols[0])
         # One component at a time: that bounds the memory, and on a CPU it is no slower.
         parts = []
@@ -139,16 +164,13 @@ class LearnedFusion(FusionMethod):
         with torch.autocast(tile.hs.device.type, half or torch.bfloat16, enabled=half is not None):
             for i in range(k):
                 self._control.check()
-                one = slice(i, i + 1)
-                small = planes.coarse[one].contiguous(memory_format=layout)
-                fine = planes.fine[one].contiguous(memory_format=layout)
-                parts.append(self._run(small, fine, origin).float())
-        out = torch.cat(parts)
-        correction = read_output(out, planes.fine) * planes.unit[:, None, None]
+                one = [x[i : i + 1].contiguous(memory_format=layout) for x in inputs]
+                parts.append(self._run(one, origin).float())
+        correction = read_output(torch.cat(parts), planes.fine, seen_prior) * planes.unit[:, None, None]
         return consistent(correction, ratio, gain, self.closed.trust[:k])
 
-    def _run(self, coarse: Tensor, fine: Tensor, origin: tuple[int, int]) -> Tensor:
-        return self.model(coarse, fine)[0]
+    def _run(self, inputs: list[Tensor], origin: tuple[int, int]) -> Tensor:
+        return self.model(*inputs)[0]
 
     def describe(self) -> dict[str, Any]:
         """Return which weights were used, what adaptation gained, and what the closed form found."""
@@ -174,14 +196,25 @@ class S3RNet(LearnedFusion):
     own_weights = "s3rnet"
 
 
+class CSAKD(LearnedFusion):
+    """CSAKD's student, distilled from its teacher (Hsu et al., arXiv 2406.19666)."""
+
+    network = mbfn.MBFN
+    own_weights = "csakd"
+
+
+class CSAKDTeacher(S3RNet):
+    """CSAKD's teacher. It owes its student nothing: its network and weights are S3RNet's."""
+
+
 class HyFusionMethod(LearnedFusion):
     """HyFusion's coupled streams of shifted-window attention (Lee et al., IGARSS 2025, arXiv 2501.04665)."""
 
     network = hyfusion.HyFusion
     own_weights = "hyfusion"
 
-    def _run(self, coarse: Tensor, fine: Tensor, origin: tuple[int, int]) -> Tensor:
-        return self.model(coarse, fine, origin)[0]
+    def _run(self, inputs: list[Tensor], origin: tuple[int, int]) -> Tensor:
+        return self.model(*inputs, origin=origin)[0]
 
 
 def load_network(folder: Path, network: type[PretrainedModel]) -> tuple[PretrainedModel, int]:
@@ -206,7 +239,8 @@ def load_network(folder: Path, network: type[PretrainedModel]) -> tuple[Pretrain
             ErrorCode.NO_WEIGHTS,
         )
     planes = model.config.hs_bands, model.config.guide_bands, model.config.out_bands
-    if planes != (COARSE_PLANES, FINE_PLANES, OUTPUTS):
+    takes_prior = getattr(model.config, "prior", False)
+    if planes != (COARSE_PLANES, FINE_PLANES, OUTPUTS + takes_prior):
         raise HyperSharpError(
             f"the weights in {folder} take other planes: {planes}",
             "they are of another version of HyperSharp: train or download them again",

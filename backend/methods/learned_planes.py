@@ -26,10 +26,13 @@ FORM = "subspace-1"
 COARSE_PLANES = 7
 FINE_PLANES = 14
 OUTPUTS = 6
-"""What a network returns: weights of the planes `READ` and a free term."""
+"""What a network returns: weights of the planes `READ` and a free term; with a prior, one more before the last: the
+weight of how the prior differs."""
 READ = (1, 3, 4, 5, 6)
 """Fine planes whose weighted sum is part of a correction: the closed form's detail, that less a linear, less a
 non-linear and less a multiplicative injection of the guide's, and a sharpening."""
+PRIOR_PLANES = 2
+"""Planes of a prior (MPSRNet-Diff): how it differs from the closed form, in units, and its detail."""
 CONTRAST_FLOOR = 0.1
 """The guide's local brightness counts as at least this share of its mean, so that its contrast stays finite."""
 LEAST_UNIT = 0.03
@@ -204,15 +207,37 @@ class Planes:
     unit: Tensor
 
 
-def read_output(output: Tensor, fine: Tensor) -> Tensor:
+def read_output(output: Tensor, fine: Tensor, prior: Tensor | None = None) -> Tensor:
     """Return the correction that a network means, in units, `[K, rows, cols]`.
 
     Args:
-        output: `[K, OUTPUTS, rows, cols]`.
+        output: `[K, OUTPUTS, rows, cols]`, with a prior one more.
         fine: the fine planes that it was given.
+        prior: the prior's planes that it was given.
     """
-    weighted = (output[:, :-1] * fine[:, list(READ)]).sum(dim=1)
+    weighted = (output[:, : len(READ)] * fine[:, list(READ)]).sum(dim=1)
+    if prior is not None:
+        weighted = weighted + output[:, len(READ)] * prior[:, 0]
     return weighted + FREE * output[:, -1]
+
+
+def prior_planes(
+    prior: Tensor, estimate: Tensor, statistics: ComponentStatistics, unit: Tensor, ratio: int, gain: float
+) -> Tensor:
+    """Return the planes of a prior image, `[K, PRIOR_PLANES, rows, cols]`.
+
+    Args:
+        prior: its coefficients, `[K, rows, cols]`.
+        estimate: the closed form's.
+        statistics: of at least K components.
+        unit: `[K]`, see `Planes`.
+        ratio, gain: as in `make_planes`.
+    """
+    k = len(estimate)
+    differs = (prior - estimate) / unit.to(prior)[:, None, None]
+    signed = statistics.detail[:k] * statistics.sign[:k]
+    detail = (prior - low(prior, ratio, gain)) / signed.to(prior)[:, None, None]
+    return torch.stack([differs, detail], dim=1).clamp(-LIMIT, LIMIT)
 
 
 def sharpening(image: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from ..errors import Cancelled
 from ..io.source import TensorSource
 from ..models.pretrained import PretrainedModel
 from ..scene import Scene
-from .examples import Example, make_example
+from .examples import DrawPrior, Example, make_example
 from .pairs import Dice, TrainingPair
 from .trainer import Trainer, TrainSettings
 
@@ -76,7 +76,12 @@ def parts_of(example: Example) -> tuple[Example, Example] | None:
 
 
 def adapt(
-    model: PretrainedModel, scene: Scene, components: int, steps: int, control: Control
+    model: PretrainedModel,
+    scene: Scene,
+    components: int,
+    steps: int,
+    control: Control,
+    draw_prior: DrawPrior | None = None,
 ) -> dict[str, Any]:
     """Tune a network on a pair, in place; keep its weights as they were when that gains nothing.
 
@@ -86,6 +91,7 @@ def adapt(
         components: that are corrected.
         steps: of training.
         control: progress, cancel, and the word on what came of it.
+        draw_prior: for a network that takes a prior.
 
     Returns:
         What was done, for the report: steps, gain_db on the part of the scene that was not tuned on, used.
@@ -94,7 +100,7 @@ def adapt(
         Cancelled: `control` stopped it.
     """
     pair = reduced_pair(scene)
-    example = None if pair is None else make_example(pair, components)
+    example = None if pair is None else make_example(pair, components, draw_prior)
     if example is None or not example.usable:
         control.warn("the pair is too small to adapt to: the weights are used as they are")
         return {"steps": 0, "gain_db": None, "used": False}

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,7 +13,8 @@ from torch import Tensor
 
 from ..control import Control
 from ..methods.learned_base import fit_closed_form
-from ..methods.learned_planes import component_statistics, consistent, make_planes, read_output
+from ..methods.learned_planes import component_statistics, consistent, make_planes, prior_planes, read_output
+from ..scene import Scene
 from .cubes import Cube
 from .pairs import Dice, PairSettings, TrainingPair, draw_pair
 
@@ -34,6 +35,7 @@ class Example:
         mask: `[rows, cols]`, True where the truth is known.
         ratio, gain: of the pair.
         trust: `[K]`, share of each coarse coefficient that is signal.
+        prior: `[K, PRIOR_PLANES, rows, cols]` half; None where the network takes none.
     """
 
     coarse: Tensor
@@ -44,21 +46,28 @@ class Example:
     ratio: int
     gain: float
     trust: Tensor
+    prior: Tensor | None = None
 
     @property
     def usable(self) -> bool:
         """Whether it can teach anything."""
-        tensors = (self.coarse, self.fine, self.basis, self.error)
+        tensors = [self.coarse, self.fine, self.basis, self.error]
+        tensors += [] if self.prior is None else [self.prior]
         finite = all(bool(torch.isfinite(t).all()) for t in tensors)
         return finite and len(self.basis) > 0 and bool(self.mask.any())
 
 
-def make_example(pair: TrainingPair, components: int) -> Example:
+DrawPrior = Callable[[Scene], Callable[[Tensor], Tensor]]
+"""Draws a scene's prior; what it returns puts the prior in the place of a fine image of the scene."""
+
+
+def make_example(pair: TrainingPair, components: int, draw_prior: DrawPrior | None = None) -> Example:
     """Run the closed form on a pair and set its error as the target.
 
     Args:
         pair: from `draw_pair`.
         components: at most so many components are corrected.
+        draw_prior: for a network that takes a prior.
 
     Raises:
         HyperSharpError, ValueError: the closed form cannot be fitted (too few valid pixels).
@@ -74,6 +83,12 @@ def make_example(pair: TrainingPair, components: int) -> Example:
     coarse = closed.subspace.coefficients(tile.hs)
     guide = closed.registered(tile).guide
     planes = make_planes(estimate[:k], coarse, guide, statistics, scene.ratio, closed.mtf_gain)
+    prior = None
+    if draw_prior is not None:
+        drawn = closed.subspace.coefficients(draw_prior(scene)(image))[:k]
+        prior = prior_planes(
+            drawn, estimate[:k], statistics, planes.unit, scene.ratio, closed.mtf_gain
+        ).half()
     error = torch.where(pair.mask, pair.truth - image, torch.zeros(()))
     rms = error[:, pair.mask].square().mean(dim=1).sqrt()
     # Without an error, or with one that is mere rounding, there is nothing to learn from a band.
@@ -90,6 +105,7 @@ def make_example(pair: TrainingPair, components: int) -> Example:
         scene.ratio,
         closed.mtf_gain,
         closed.trust[:k].float(),
+        prior,
     )
 
 
@@ -105,6 +121,7 @@ class Crop:
     ratio: int
     gain: float
     trust: Tensor
+    prior: Tensor | None = None
 
 
 def correction_in_bands(output: Tensor, part: Example | Crop) -> Tensor:
@@ -116,7 +133,9 @@ def correction_in_bands(output: Tensor, part: Example | Crop) -> Tensor:
         output: `[K, OUTPUTS, rows, cols]`.
         part: what the network was given.
     """
-    units = consistent(read_output(output, part.fine.to(output)), part.ratio, part.gain, part.trust)
+    prior = None if part.prior is None else part.prior.to(output)
+    correction = read_output(output, part.fine.to(output), prior)
+    units = consistent(correction, part.ratio, part.gain, part.trust)
     return torch.einsum("bk,kyx->byx", part.basis.to(units), units)
 
 
@@ -142,6 +161,7 @@ class ExampleStream:
         seed: of everything.
         window: examples that may be drawn at a step.
         renew: steps after which the oldest one is replaced.
+        draw_prior: see `make_example`.
     """
 
     def __init__(
@@ -152,9 +172,11 @@ class ExampleStream:
         seed: int,
         window: int = 64,
         renew: int = 4,
+        draw_prior: DrawPrior | None = None,
     ) -> None:
         self.cubes, self.settings, self.components = list(cubes), settings, components
         self.seed, self.window, self.renew = seed, window, renew
+        self.draw_prior = draw_prior
         self._kept: OrderedDict[int, Example] = OrderedDict()
 
     def example(self, index: int) -> Example:
@@ -171,7 +193,7 @@ class ExampleStream:
             cube = self.cubes[(index + attempt) % len(self.cubes)]
             try:
                 pair = draw_pair(cube, self.settings, generator)
-                example = make_example(pair, self.components)
+                example = make_example(pair, self.components, self.draw_prior)
             except (ValueError, RuntimeError, ArithmeticError) as error:
                 reason = str(error)
                 continue
@@ -225,4 +247,5 @@ def crop_example(example: Example, side: int, dice: Dice, device: torch.device) 
         ratio,
         example.gain,
         example.trust.to(device),
+        None if example.prior is None else example.prior[..., fine_rows, fine_cols].float().to(device),
     )

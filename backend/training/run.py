@@ -25,7 +25,7 @@ from ..weights import find_weights
 from .adapt import OneScene, parts_of, reduced_pair
 from .card import weights_card
 from .cubes import Cube, read_cubes
-from .examples import Example, ExampleStream, make_example
+from .examples import DrawPrior, Example, ExampleStream, make_example
 from .pairs import PairSettings
 from .presets import COMPONENTS, PRESETS, build
 from .trainer import STATE_NAME, Trainer, TrainOutcome, TrainSettings
@@ -62,8 +62,13 @@ def run_train(job: TrainJob, control: Control | None = None) -> Result:
     if job.weights:
         start, _ = load_network(find_weights(job.weights), type(model))
         _take_over(student or model, start)
+    draw = None
+    if preset.prior:
+        from ..methods.mpsrnet_diff import prior_drawer  # only there are diffusers needed
+
+        draw = prior_drawer()
     try:
-        stream, validation, data = _from_cubes(job) if job.cubes else _from_pair(job, control)
+        stream, validation, data = _from_cubes(job, draw) if job.cubes else _from_pair(job, control, draw)
     except ValueError as error:
         raise _nothing_to_learn(error) from error
     control.step()
@@ -213,7 +218,9 @@ def split_cubes(cubes: Sequence[Cube], held_out: Sequence[str], seed: int) -> tu
     return left, right
 
 
-def _from_cubes(job: TrainJob) -> tuple[ExampleStream, list[Example], dict[str, Any]]:
+def _from_cubes(
+    job: TrainJob, draw_prior: DrawPrior | None
+) -> tuple[ExampleStream, list[Example], dict[str, Any]]:
     cubes = read_cubes(str(job.cubes), tuple(job.leave_out))
     for name in job.validate_on:
         if not any(cube.name.startswith(name) for cube in cubes):
@@ -224,8 +231,8 @@ def _from_cubes(job: TrainJob) -> tuple[ExampleStream, list[Example], dict[str, 
             )
     training, validation = split_cubes(cubes, job.validate_on, job.seed)
     pairs = PairSettings()
-    stream = ExampleStream(training, pairs, COMPONENTS, job.seed, window=96, renew=3)
-    seen = ExampleStream(validation, VALIDATION_PAIRS, COMPONENTS, VALIDATION_SEED)
+    stream = ExampleStream(training, pairs, COMPONENTS, job.seed, window=96, renew=3, draw_prior=draw_prior)
+    seen = ExampleStream(validation, VALIDATION_PAIRS, COMPONENTS, VALIDATION_SEED, draw_prior=draw_prior)
     data = {
         "started_from": job.weights,
         "cubes": [c.name for c in training],
@@ -236,13 +243,15 @@ def _from_cubes(job: TrainJob) -> tuple[ExampleStream, list[Example], dict[str, 
     return stream, [seen.example(i) for i in range(VALIDATION_EXAMPLES)], data
 
 
-def _from_pair(job: TrainJob, control: Control) -> tuple[OneScene, list[Example], dict[str, Any]]:
+def _from_pair(
+    job: TrainJob, control: Control, draw_prior: DrawPrior | None
+) -> tuple[OneScene, list[Example], dict[str, Any]]:
     from ..pair import Pair
 
     hs, guide = source_path(str(job.hs)), source_path(str(job.guide))
     with Pair(hs, guide, mtf_hs=job.mtf_hs, mtf_guide=job.mtf_guide, control=control) as pair:
         reduced = reduced_pair(pair.scene)
-        parts = parts_of(make_example(reduced, COMPONENTS)) if reduced else None
+        parts = parts_of(make_example(reduced, COMPONENTS, draw_prior)) if reduced else None
     if parts is None:
         raise HyperSharpError(
             "the pair is too small to train on", "train on a folder of cubes, or on a larger area"

@@ -18,10 +18,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.nn import functional
 
 from ..control import Control
 from ..device import PRECISIONS, inference_precision
 from ..errors import Cancelled, ErrorCode, HyperSharpError
+from ..methods.learned_planes import read_output
 from ..models.pretrained import PretrainedModel
 from .examples import Crop, Example, ExampleStream, correction_in_bands, crop_example, mixed_seed, psnr_gain
 from .losses import distillation_loss, swt_loss
@@ -30,6 +32,8 @@ from .pairs import Dice
 STATE_NAME = "state.safetensors"
 WARM_UP = 100
 """Steps over which the learning rate rises."""
+STEP_LOSS = 0.5
+"""Weight of each earlier step of a progressive network (specification 4.4: 0.5 for the early ones, 1 for the last)."""
 LOSS_ROUNDING = 0.5
 """Below this share of the closed form's root mean square error, an error counts by its square, above by its size."""
 
@@ -262,6 +266,8 @@ class Trainer:
         out, features = self._forward(self.model, crop)
         found = correction_in_bands(out, crop)
         loss = correction_loss(found, crop, swt)
+        if isinstance(features, list):
+            loss = loss + self._step_losses(features[:-1], crop)
         if self.student is None:
             return loss
         own, own_features = self._forward(self.student, crop)
@@ -269,15 +275,31 @@ class Trainer:
         distilled = distillation_loss(seen, own_features, found, features)
         return loss + correction_loss(seen, crop, swt) + distilled
 
-    def _forward(self, net: PretrainedModel, part: Example | Crop) -> tuple[Tensor, Tensor]:
-        """Return a network's output and fused features, float32."""
-        inputs = (
-            x.float().to(self.device).contiguous(memory_format=torch.channels_last)
-            for x in (part.coarse, part.fine)
-        )
+    def _step_losses(self, results: list[Tensor], crop: Crop) -> Tensor:
+        """Return the loss of a progressive network's steps before the last, each on its own grid.
+
+        A step's truth is the area mean of the error, its planes those of the fine grid: what it returns means the same
+        at any size. The consistency step is left to the last.
+        """
+        total = torch.zeros((), device=crop.error.device)
+        for result in results:
+            size = result.shape[-2:]
+            prior = None if crop.prior is None else functional.adaptive_avg_pool2d(crop.prior, size)
+            units = read_output(result.float(), functional.adaptive_avg_pool2d(crop.fine, size), prior)
+            found = torch.einsum("bk,kyx->byx", crop.basis, units)
+            known = (crop.mask[None].float(), crop.error)
+            mask, error = (functional.adaptive_avg_pool2d(x, size) for x in known)
+            left = torch.where(mask > 0.99, error - found, torch.zeros_like(found))
+            total = total + STEP_LOSS * ((left.square() + LOSS_ROUNDING**2).sqrt() - LOSS_ROUNDING).mean()
+        return total
+
+    def _forward(self, net: PretrainedModel, part: Example | Crop) -> tuple[Tensor, Any]:
+        """Return a network's output, float32, and beside it: fused features, or the results of every step."""
+        planes = (part.coarse, part.fine) if part.prior is None else (part.coarse, part.fine, part.prior)
+        inputs = (x.float().to(self.device).contiguous(memory_format=torch.channels_last) for x in planes)
         with torch.autocast(self.device.type, self._half or torch.bfloat16, enabled=self._half is not None):
             output, features = net(*inputs)
-        return output.float(), features.float()
+        return output.float(), features.float() if isinstance(features, Tensor) else features
 
     @torch.no_grad()
     def gain(self, name: str = "model") -> float:

@@ -108,3 +108,19 @@ def test_scenes_are_held_out(cubes):
     (left,), (right,) = split_cubes(cubes[:1], (), 0)
     assert left.image.shape[2] + right.image.shape[2] == 48
     assert torch.equal(torch.cat([left.image, right.image], 2), cubes[0].image)
+
+
+def test_the_truth_lies_on_the_guide_s_ground(cubes):
+    """The closed form puts its result there: training against another ground would teach to shift it back."""
+    import dataclasses
+
+    moved = dataclasses.replace(PLAIN, shift=1.0)
+    for seed in range(4):
+        pair = drawn(cubes[0], moved, seed)
+        assert pair.facts["shift"] != (0.0, 0.0)
+        bands = pair.truth.flatten(1).double().T
+        guide = pair.scene.guide.image.flatten(1).double().T
+        left = guide - bands @ torch.linalg.lstsq(bands, guide).solution
+        assert float(left.std() / guide.std()) < 1e-4
+        unmoved, _ = degrade(pair.truth, 3, pair.facts["mtf"])
+        assert float((pair.scene.hs.image - unmoved).std() / unmoved.std()) > 1e-3
