@@ -12,6 +12,7 @@ multiplied step by step and never divided by, so neither a large decay nor a lon
 from __future__ import annotations
 
 import math
+from functools import cache
 from typing import Any
 
 import torch
@@ -35,16 +36,21 @@ def scan_name(device: torch.device | str) -> str:
     return "mamba-ssm kernel" if _kernel(torch.device(device)) is not None else "chunked torch scan"
 
 
+@cache
 def _kernel(device: torch.device) -> Any:
-    """Return mamba-ssm's function where it can run, else None."""
+    """Return mamba-ssm's function where it runs and gives the right number, else None."""
     if device.type != "cuda" or not torch.cuda.is_available():
         return None
     try:
         from mamba_ssm.ops.selective_scan_interface import selective_scan_fn
-    except (ImportError, OSError, RuntimeError):
-        # Not installed, or built for another torch or driver: both mean "not here".
+
+        one = torch.ones(1, 1, 1, device=device)
+        found = float(selective_scan_fn(one, one, -one[0], one, one))
+    except (ImportError, AttributeError, OSError, RuntimeError):
+        # Not installed, or built for another torch, driver or GPU: all mean "not here".
         return None
-    return selective_scan_fn
+    # The state begins at zero, so the decay does not matter yet.
+    return selective_scan_fn if abs(found - 1.0) < 1e-6 else None
 
 
 def selective_scan(
@@ -83,7 +89,13 @@ def selective_scan(
     _check(u, delta, A, grouped_b, grouped_c)
     kernel = _kernel(u.device) if chunk is None and u.dtype != torch.float64 else None
     if kernel is not None:
-        out: Tensor = kernel(u, delta, A.float(), grouped_b, grouped_c, D, z, delta_bias, delta_softplus)
+        # The kernel wants one type for what depends on the input, and float32 for the rest.
+        delta, grouped_b, grouped_c = (x.to(u.dtype) for x in (delta, grouped_b, grouped_c))
+        single = [None if x is None else x.float() for x in (D, delta_bias)]
+        gate = None if z is None else z.to(u.dtype)
+        out: Tensor = kernel(
+            u, delta, A.float(), grouped_b, grouped_c, single[0], gate, single[1], delta_softplus
+        )
         return out
     dtype = torch.float64 if u.dtype == torch.float64 else torch.float32
     step = delta.to(dtype)

@@ -280,6 +280,33 @@ def test_mamba_ssm_reference(reference):
         assert_same(grads, expected_grads, 1e-4)
 
 
+def test_what_the_kernel_is_given(reference, monkeypatch):
+    """mamba-ssm's reference takes the kernel's arguments, so it can stand for it here."""
+    values = inputs(2, 8, 4, 33)
+    values |= {k: torch.stack([values[k], values[k].flip(2)], 1) for k in "BC"}
+    u, delta = (torch.rand(33, 2, 4, 3) for _ in range(2))
+    B, C, A = torch.randn(33, 2, 5, 3), torch.randn(33, 2, 5, 3), -torch.rand(2, 4, 5)
+    ours = selective_scan(**values, delta_softplus=True), scan_lanes(u, delta, A, B, C)
+    calls = []
+
+    def kernel(*arguments):
+        calls.append(arguments)
+        return reference(*arguments)
+
+    monkeypatch.setattr(module, "_kernel", lambda device: kernel)
+    assert torch.allclose(selective_scan(**values, delta_softplus=True), ours[0], atol=1e-4)
+    assert torch.allclose(scan_lanes(u, delta, A, B, C), ours[1], atol=1e-4)
+    assert scan_name("cpu") == "mamba-ssm kernel" and len(calls) == 2
+    half = {k: v.bfloat16() if k == "u" else v for k, v in values.items()}
+    assert selective_scan(**half, delta_softplus=True).dtype == torch.bfloat16
+    given = calls[-1]
+    assert {x.dtype for x in (given[0], given[1], given[3], given[4], given[6])} == {torch.bfloat16}
+    assert {x.dtype for x in (given[2], given[5], given[7])} == {torch.float32}
+    # A number for the chunk asks for the torch scan.
+    selective_scan(**values, delta_softplus=True, chunk=8)
+    assert len(calls) == 3
+
+
 @pytest.mark.gpu
 def test_cuda_gives_the_numbers_of_the_cpu():
     if not torch.cuda.is_available():
