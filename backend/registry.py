@@ -240,6 +240,19 @@ METHODS: dict[str, MethodInfo] = {
             network_seconds=20.0,
             adapt_seconds=0.2,
         ),
+        MethodInfo(
+            "mpsrnet-diff",
+            "MPSRNet-Diff (diffusion prior, mutual-guided Mamba network)",
+            "learned",
+            "Draws a prior image by diffusion, then a Mamba network corrects lmmse with it; slow.",
+            "Wu et al., IEEE JSTARS 19, 2026, doi 10.1109/JSTARS.2026.3655787",
+            "mpsrnet_diff:MPSRNetDiff",
+            needs=("diffusers",),
+            needs_weights=True,
+            relative_cost=2.5,
+            network_seconds=400.0,
+            adapt_seconds=0.5,
+        ),
     )
 }
 
