@@ -18,7 +18,10 @@ from .errors import ErrorCode, HyperSharpError
 from .job import (
     COMPRESSIONS,
     DEFAULT_METHOD,
+    DEFAULT_TRAIN_SEED,
+    DEFAULT_TRAIN_STEPS,
     DTYPES,
+    TRAINABLE,
     AssessJob,
     CompareJob,
     FuseJob,
@@ -114,9 +117,15 @@ def build_parser() -> argparse.ArgumentParser:
     train.add_argument("hs", metavar="HS", nargs="?", help="hyperspectral raster")
     train.add_argument("guide", metavar="GUIDE", nargs="?", help="finer panchromatic or multispectral raster")
     train.add_argument("--cubes", metavar="FOLDER", help="instead of a pair: train on the cubes in it")
-    train.add_argument("--method", required=True, help="s3rnet, or csakd (a student beside its teacher)")
+    train.add_argument("--method", required=True, help=f"one of {', '.join(TRAINABLE)}")
     train.add_argument("-o", "--output", required=True, metavar="WEIGHTS", help="weights folder to write")
-    train.add_argument("--steps", type=int, default=2000, metavar="N", help="training steps (default 2000)")
+    train.add_argument(
+        "--steps",
+        type=int,
+        default=DEFAULT_TRAIN_STEPS,
+        metavar="N",
+        help=f"training steps (default {DEFAULT_TRAIN_STEPS})",
+    )
     train.add_argument("--batch", type=int, default=1, metavar="N", help="scenes per step (default 1)")
     train.add_argument("--resume", action="store_true", help="continue an interrupted run")
     train.add_argument("--weights", metavar="NAME|FOLDER", help="weights to start from")
@@ -135,7 +144,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="validations without gain before it ends; 0: never",
     )
     train.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
-    train.add_argument("--seed", type=int, default=1029)
+    train.add_argument("--seed", type=int, default=DEFAULT_TRAIN_SEED)
     train.add_argument("--mtf-hs", type=float, default=0.3, help="HS sensor's MTF gain (a pair; default 0.3)")
     train.add_argument("--mtf-guide", type=float, default=0.2, help="guide's MTF gain (a pair; default 0.2)")
     train.add_argument("--progress", choices=("bar", "json", "none"), default=None)
@@ -364,8 +373,10 @@ def run(args: argparse.Namespace) -> int:
             show_message.close()
     if show_message.how == "json":
         print(protocol.encode(result), flush=True)
-        return errors.EXIT_DONE
-    if isinstance(job, CompareJob):
+        return _exit_code(result)
+    if isinstance(job, TrainJob):
+        print(training_text(result.metrics["training"]["outcome"]))
+    elif isinstance(job, CompareJob):
         from .comparison_table import terminal_text
 
         print(terminal_text(result.metrics))
@@ -375,7 +386,21 @@ def run(args: argparse.Namespace) -> int:
         print(summary_table(result.metrics))
     for path in result.outputs.values():
         print(path)
-    return errors.EXIT_DONE
+    return _exit_code(result)
+
+
+def training_text(outcome: dict[str, Any]) -> str:
+    """Return one line on what a training run came to (`training.trainer.TrainOutcome` as JSON)."""
+    how = {"early": ", then nothing more was gained", "cancelled": ", cancelled: --resume goes on"}
+    gain = outcome["gain_db"]
+    worth = "not validated" if gain is None else f"{gain:+.2f} dB over lmmse where not trained on"
+    return f"{outcome['steps']} steps{how.get(outcome['stopped'], '')}; weights of step {outcome['best_step']}: {worth}"
+
+
+def _exit_code(result: protocol.Result) -> int:
+    """Return the exit code of a job that has a result: a training that was cancelled has one too."""
+    outcome = result.metrics.get("training", {}).get("outcome", {})
+    return errors.EXIT_CANCELLED if outcome.get("stopped") == "cancelled" else errors.EXIT_DONE
 
 
 def list_methods(as_json: bool) -> int:

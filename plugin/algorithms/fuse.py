@@ -26,6 +26,7 @@ from ...backend import protocol
 from ...backend.errors import HyperSharpError
 from ...backend.job import COMPRESSIONS, DEFAULT_METHOD, DTYPES, FuseJob
 from ...backend.registry import METHODS, method_ids
+from ...backend.weights import weights_problem
 from .. import api, layers, log, pair
 from ..log import tr
 from ..rasters import read_facts
@@ -49,7 +50,7 @@ class FuseAlgorithm(HyperSharpAlgorithm):
         "METHOD": "How to fuse. Learned methods need weights; the others work on any pair.",
         "EXTENT": "Only fuse this area, snapped to the guide's pixels. Empty: the area that both layers cover.",
         "DEVICE": "Where to compute: auto takes a CUDA device when there is one that works, else the CPU.",
-        "WEIGHTS": "Learned methods: name or folder of the weights. Empty: the method's own default.",
+        "WEIGHTS": "Learned methods: name of shipped weights, or a folder as Train makes it. Empty: the method's own.",
         "ADAPT_STEPS": "Learned methods: training steps on this pair before fusing. 0: none.",
         "DTYPE": (
             "Pixel type of the result: same as the hyperspectral raster's (rounded and clipped to its range), "
@@ -169,7 +170,9 @@ class FuseAlgorithm(HyperSharpAlgorithm):
             return tr("{method} has no weights: leave weights and adaptation steps out.").format(
                 method=info.id
             )
-        return None
+        weights = self.parameterAsString(parameters, "WEIGHTS", context).strip()
+        problem = weights_problem(weights) if weights else None
+        return f"{problem[:1].upper()}{problem[1:]}." if problem else None
 
     def _output_problem(
         self, parameters: dict[str, Any], context: QgsProcessingContext, facts: pair.PairFacts

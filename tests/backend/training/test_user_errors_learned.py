@@ -261,3 +261,36 @@ def test_learned_options_of_other_methods(tmp_path, files, refused):
     assert "adaptation steps" in refused(*learned, "--adapt", -1)
     assert "unknown precision" in refused(*learned, "--option", "precision=half")
     assert not list(tmp_path.glob("o*"))
+
+
+def test_ctrl_c_keeps_the_best_weights_and_says_how_to_go_on(tmp_path, cube_folder, monkeypatch, capsys):
+    import signal
+
+    from hypersharp.backend.training import run as training_run
+    from hypersharp.backend.training.trainer import Trainer
+
+    monkeypatch.setattr(training_run, "VALIDATION_EXAMPLES", 1)
+    real = Trainer.validate
+
+    def press(self):
+        gain = real(self)
+        signal.raise_signal(signal.SIGINT)
+        return gain
+
+    monkeypatch.setattr(Trainer, "validate", press)
+    output = tmp_path / "weights"
+    inputs = ["train", "--cubes", str(cube_folder), "--method", "s3rnet", "-o", str(output)]
+    settings = ["--steps", "3", "--validate-every", "1"]
+    assert cli.main([*inputs, *settings]) == 3
+    words = capsys.readouterr().out
+    assert "1 steps, cancelled: --resume goes on; weights of step 1: " in words and "dB over lmmse" in words
+    assert {p.name for p in output.iterdir()} == {
+        "card.md",
+        "config.json",
+        "model.safetensors",
+        "state.safetensors",
+    }
+    monkeypatch.setattr(Trainer, "validate", real)
+    assert cli.main([*inputs, *settings, "--resume"]) == 0
+    assert "3 steps; weights of step" in capsys.readouterr().out
+    assert not (output / "state.safetensors").exists()
