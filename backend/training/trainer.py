@@ -263,14 +263,14 @@ class Trainer:
     def _loss(self, crop: Crop) -> Tensor:
         """Return the sum of the networks' losses; the student's has no gradient for the teacher."""
         swt = self.settings.swt
-        out, features = self._forward(self.model, crop)
+        out, features = self.forward(self.model, crop)
         found = correction_in_bands(out, crop)
         loss = correction_loss(found, crop, swt)
         if isinstance(features, list):
             loss = loss + self._step_losses(features[:-1], crop)
         if self.student is None:
             return loss
-        own, own_features = self._forward(self.student, crop)
+        own, own_features = self.forward(self.student, crop)
         seen = correction_in_bands(own, crop)
         distilled = distillation_loss(seen, own_features, found, features)
         return loss + correction_loss(seen, crop, swt) + distilled
@@ -293,7 +293,7 @@ class Trainer:
             total = total + STEP_LOSS * ((left.square() + LOSS_ROUNDING**2).sqrt() - LOSS_ROUNDING).mean()
         return total
 
-    def _forward(self, net: PretrainedModel, part: Example | Crop) -> tuple[Tensor, Any]:
+    def forward(self, net: PretrainedModel, part: Example | Crop) -> tuple[Tensor, Any]:
         """Return a network's output, float32, and beside it: fused features, or the results of every step."""
         planes = (part.coarse, part.fine) if part.prior is None else (part.coarse, part.fine, part.prior)
         inputs = (x.float().to(self.device).contiguous(memory_format=torch.channels_last) for x in planes)
@@ -312,7 +312,7 @@ class Trainer:
         net.eval()
         gains = []
         for example in self.validation:
-            gains.append(psnr_gain(self._forward(net, example)[0].cpu(), example))
+            gains.append(psnr_gain(self.forward(net, example)[0].cpu(), example))
         net.load_state_dict(own)
         return sum(gains) / len(gains)
 
