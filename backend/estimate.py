@@ -17,6 +17,8 @@ VALUES_PER_SECOND_ASSESSED = 7e6
 """Fused values a second that all quality indices, with their control, take on two CPU cores."""
 START_SECONDS = 3.0
 """Start of the worker: Python, torch, GDAL."""
+LARGEST_WITH_CONTEXT = 768
+"""Side of the largest tile of a method that computes on its context: a cancel must not wait longer."""
 CONTEXT_SHARE = 0.8
 """Share of the memory bound that a tile with context may take, where all of its memory is counted."""
 NETWORK_PIXEL_BYTES = 2000
@@ -89,7 +91,7 @@ def _tile_with_context(
     def computed(side: int) -> float:
         return _widened(rows, side, context) * _widened(cols, side, context)
 
-    sides = [side for side in (128, *range(256, 2049, 256)) if needed(side) < CONTEXT_SHARE * budget]
+    sides = [side for side in (128, 256, 512, LARGEST_WITH_CONTEXT) if needed(side) < CONTEXT_SHARE * budget]
     return min(sides, key=computed, default=128)
 
 
