@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -19,22 +20,24 @@ from ..control import Control
 from ..io.source import Source
 from ..scene import Scene
 from ..weights import find_weights
+from . import cache_folder as kept
+from .cache_folder import FOLDER_VARIABLE, SUFFIX, cache_folder, cache_use
 from .prior import Prior, PriorSettings, sample_prior
 
-FOLDER_VARIABLE = "HYPERSHARP_CACHE"
-"""Environment variable that names HyperSharp's cache folder; empty for no cache."""
-MOST_BYTES = 2 * 1024**3
-"""The oldest priors go when all together take more than this."""
+__all__ = [
+    "FOLDER_VARIABLE",
+    "cache_folder",
+    "cache_use",
+    "cached_prior",
+    "load_prior",
+    "pair_key",
+    "save_prior",
+]
+
+FORMAT = 1
+"""Of the files; one of another format is of another name, and so is drawn again."""
 STRIP = 256
-
-
-def cache_folder() -> Path | None:
-    """Return where priors are kept; None where nothing may be kept."""
-    named = os.environ.get(FOLDER_VARIABLE)
-    if named is not None:
-        return Path(named) / "priors" if named else None
-    base = os.environ.get("LOCALAPPDATA") or os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "hypersharp" / "priors"
+READ_BYTES = 1 << 20
 
 
 def _digest_source(word: hashlib._Hash, source: Source, control: Control) -> None:
@@ -45,14 +48,35 @@ def _digest_source(word: hashlib._Hash, source: Source, control: Control) -> Non
         word.update(mask.contiguous().numpy().tobytes())
 
 
-def pair_key(scene: Scene, settings: PriorSettings, control: Control) -> str:
-    """Return a name for a prior: of every pixel of the pair, the settings, the weights and the version."""
+def weights_digest(folder: Path) -> str:
+    """Return a name for the content of a weights folder: of every file that a network is read from.
+
+    Raises:
+        OSError: a file cannot be read.
+    """
     word = hashlib.sha256()
-    weights = find_weights(settings.weights) / "model.safetensors"
-    weights_word = hashlib.sha256(weights.read_bytes()).hexdigest() if weights.is_file() else ""
+    for path in sorted(p for p in folder.iterdir() if p.is_file() and p.suffix != ".md"):
+        word.update(path.name.encode())
+        with path.open("rb") as file:
+            while block := file.read(READ_BYTES):
+                word.update(block)
+    return word.hexdigest()
+
+
+def pair_key(scene: Scene, settings: PriorSettings, control: Control) -> str:
+    """Return a name for a prior: of every pixel of the pair, the settings, the weights and the version.
+
+    Raises:
+        HyperSharpError: there are no such weights.
+        OSError: they cannot be read.
+    """
+    word = hashlib.sha256()
+    # The number of steps says what a preset means; weights are known by their content, wherever they lie.
+    asked = {k: v for k, v in asdict(settings).items() if k not in ("preset", "steps", "weights")}
     facts = {
-        "settings": asdict(settings),
-        "weights": weights_word,
+        "format": FORMAT,
+        "settings": {**asked, "steps": settings.step_count},
+        "weights": weights_digest(find_weights(settings.weights)),
         "version": _version.__version__,
         "scene": [scene.ratio, scene.mtf_hs, scene.mtf_guide, *scene.shape, scene.device.type],
     }
@@ -76,8 +100,12 @@ def cached_prior(scene: Scene, settings: PriorSettings, control: Control) -> tup
     folder = cache_folder()
     if folder is None:
         return sample_prior(scene, settings, control), False
-    path = folder / f"{pair_key(scene, settings, control)}.safetensors"
-    prior = load_prior(path, scene.device)
+    try:
+        path = folder / f"{pair_key(scene, settings, control)}{SUFFIX}"
+    except OSError as error:  # unreadable weights: the network's loader knows better what to say of them
+        control.info(f"no prior is looked up: {error.strerror or error}")
+        return sample_prior(scene, settings, control), False
+    prior = load_prior(path, scene)
     if prior is not None:
         control.info("the prior of this pair is known from an earlier run")
         return prior, True
@@ -85,17 +113,19 @@ def cached_prior(scene: Scene, settings: PriorSettings, control: Control) -> tup
     try:
         save_prior(prior, path)
     except OSError as error:
-        control.warn(f"the prior could not be kept for another run: {error.strerror or error}")
+        control.warn(
+            f"the prior could not be kept for another run: {error.strerror or error} ({folder}; the environment "
+            f"variable {FOLDER_VARIABLE} names another folder)"
+        )
     return prior, False
 
 
 def save_prior(prior: Prior, path: Path) -> None:
-    """Write a prior, whole or not at all, and let the oldest ones go.
+    """Write a prior, whole or not at all, and let the oldest ones go. One beyond the cache's limit is not kept.
 
     Raises:
-        OSError: the folder cannot be written.
+        OSError: the folder cannot be written, or the disk is full.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     tensors = {
         "base": prior.base,
         "loadings": prior.loadings,
@@ -106,38 +136,33 @@ def save_prior(prior: Prior, path: Path) -> None:
         "up_rows": prior.up[0],
         "up_cols": prior.up[1],
     }
+    if sum(v.numel() * v.element_size() for v in tensors.values()) > kept.MOST_BYTES:
+        return
     facts = {"bands": prior.bands, "curves": prior.curves, "facts": prior.facts}
-    handle, part = tempfile.mkstemp(dir=path.parent, suffix=".part")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, part = tempfile.mkstemp(dir=path.parent, suffix=kept.PART_SUFFIX)
     os.close(handle)
     try:
         contiguous = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
-        save_file(contiguous, part, {"facts": json.dumps(facts)})
+        save_file(contiguous, part, {"facts": json.dumps(facts, default=asdict)})
         os.replace(part, path)
+    except SafetensorError as error:  # what it makes of a full disk
+        raise OSError(str(error)) from error
     finally:
         Path(part).unlink(missing_ok=True)
-    _trim(path.parent)
+    kept.trim(path.parent)
 
 
-def _trim(folder: Path) -> None:
-    files = sorted(folder.glob("*.safetensors"), key=lambda p: p.stat().st_mtime, reverse=True)
-    total = 0
-    for number, path in enumerate(files):
-        total += path.stat().st_size
-        if number and total > MOST_BYTES:
-            path.unlink(missing_ok=True)
-
-
-def load_prior(path: Path, device: torch.device) -> Prior | None:
-    """Return a kept prior; None where there is none that can be read.
+def load_prior(path: Path, scene: Scene) -> Prior | None:
+    """Return a kept prior of a scene; None where there is none that can be read and fits.
 
     It can `refine`; its `image` has the residual of the HS image, not the closed form's.
     """
     try:
         with safe_open(path, "pt") as file:
             facts = json.loads(file.metadata()["facts"])
-            tensors = {k: file.get_tensor(k).to(device) for k in file.keys()}  # noqa: SIM118 (no mapping)
-        os.utime(path)
-        return Prior(
+            tensors = {k: file.get_tensor(k).to(scene.device) for k in file.keys()}  # noqa: SIM118 (no mapping)
+        prior = Prior(
             tensors["base"],
             tensors["loadings"],
             tensors["offset"],
@@ -151,3 +176,12 @@ def load_prior(path: Path, device: torch.device) -> Prior | None:
         )
     except (OSError, SafetensorError, KeyError, ValueError, TypeError):
         return None
+    rank = len(prior.bands)
+    if prior.base.shape != (rank, *scene.shape) or prior.loadings.shape != (scene.hs.bands, rank):
+        return None
+    if not bool(torch.isfinite(prior.base).all()):
+        return None
+    # Its time of last use, by which the cache is trimmed; a read-only cache serves all the same.
+    with contextlib.suppress(OSError):
+        os.utime(path)
+    return prior

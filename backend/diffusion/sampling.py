@@ -66,7 +66,7 @@ class SamplerSettings:
     solve_iterations: int = 6
     noise: tuple[float, float] = (0.02, 0.02)
     trust: float = 1.0
-    anchor: float = 10.0
+    anchor: float = 30.0
     churn: float = 1.0
     signal: float = 0.0
     timesteps: int = TIMESTEPS
