@@ -174,6 +174,79 @@ def bench(args: argparse.Namespace, devices: list[str]) -> None:
                 )
 
 
+SCENES = (("aviris_moffett", "pan", None), ("rosis_pavia_bridge", "4", 30.0))
+"""Kept-out cubes on which the precisions are compared: name, guide, noise in dB."""
+
+
+def precisions(methods: list[str]) -> None:
+    """Print what bfloat16 changes in the fused image, beside the error that this has anyway."""
+    import zlib
+
+    import quality_table as quality
+    import torch
+    from hypersharp.backend.control import Control
+    from hypersharp.backend.registry import load_method
+
+    print("| method | scene | PSNR dB, float32 | change with bfloat16, dB | its RMS over that of the error |")
+    print("|---|---|---|---|---|")
+    for method in methods:
+        for name, guide, noise in SCENES:
+            cube = quality.read_cube(name)
+            scene, truth, mask = quality.simulate(*cube, 4, guide, noise, zlib.crc32(name.encode()))
+            whole = tuple((0, size) for size in scene.shape)
+            found = {}
+            for precision in ("float32", "bfloat16"):
+                engine = load_method(method)({"precision": precision})
+                engine.fit(scene, Control())
+                tile = scene.tile(*whole, engine.halo)
+                found[precision] = engine.fuse(tile)
+            errors = {k: (v - truth)[:, mask].square().mean(dim=1) for k, v in found.items()}
+            peak = truth.flatten(1).amax(dim=1) ** 2
+            psnr = {k: float((10 * torch.log10(peak / e)).mean()) for k, e in errors.items()}
+            moved = (found["bfloat16"] - found["float32"])[:, mask].square().mean()
+            share = float((moved / errors["float32"].mean()).sqrt())
+            print(
+                f"| {method} | {name} | {psnr['float32']:.3f} | {psnr['bfloat16'] - psnr['float32']:+.5f} "
+                f"| {share:.1e} |",
+                flush=True,
+            )
+
+
+def layouts(side: int = 480, ratio: int = 4) -> None:
+    """Print the CPU seconds of each preset's network for a megapixel and component, by layout and precision."""
+    import torch
+    from hypersharp.backend.training.presets import PRESETS, build
+
+    torch.set_num_threads(1)
+    print("\n| network | parameters | float32 | float32, channels last | bfloat16, channels last |")
+    print("|---|---|---|---|---|")
+    for name, preset in PRESETS.items():
+        if method_class(name) is None:
+            continue
+        model = build(preset.student or preset.config).eval()
+        c = model.config
+        inputs = (
+            torch.randn(1, c.hs_bands, side // ratio, side // ratio),
+            torch.randn(1, c.guide_bands, side, side),
+        )
+        took = []
+        for layout, half in (
+            (torch.contiguous_format, False),
+            (torch.channels_last, False),
+            (torch.channels_last, True),
+        ):
+            model = model.to(memory_format=layout)
+            laid = [x.contiguous(memory_format=layout) for x in inputs]
+            with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=half):
+                runs = []
+                for _ in range(4):
+                    started = time.process_time()
+                    model(*laid)
+                    runs.append(time.process_time() - started)
+            took.append(min(runs[1:]) / side**2 * 1e6)
+        print(f"| {name} | {model.parameter_count()} | {' | '.join(f'{t:.2f}' for t in took)} |", flush=True)
+
+
 def main() -> None:
     """Parse the arguments and print the table."""
     parser = argparse.ArgumentParser(
@@ -187,10 +260,23 @@ def main() -> None:
     parser.add_argument("--cores", type=int, default=0, help="threads of a run; 0 for all")
     parser.add_argument("--repeat", type=int, default=1)
     parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cpu, and cuda where there is one")
+    parser.add_argument(
+        "--precision",
+        action="store_true",
+        help="instead: what bfloat16 changes, on scenes of the data folder",
+    )
     parser.add_argument("--child", nargs="+", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:
         print(json.dumps(run(*args.child)))
+        return
+    if args.precision:
+        from hypersharp.backend.weights import shipped_names
+
+        print(f"load {os.getloadavg()[0]:.1f}\n")
+        own = [m for m in learned_methods() if m in shipped_names()]
+        precisions(args.methods.split(",") if args.methods else own)
+        layouts()
         return
     import torch
 
