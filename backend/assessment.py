@@ -49,6 +49,11 @@ TILE_VALUES = 24_000_000
 """Values (bands x pixels) of a tile of the assessment."""
 
 
+COLUMNS = ("fused", "interpolated")
+"""What every comparison has a column of."""
+STAGE_KEYS = ("PSNR", "SAM", "ERGAS")
+"""Indices that say what each stage of a method gained."""
+
 Controls = dict[str, dict[str, MetricValue]]
 """Indices of plain interpolation by section, kept while several methods are scored on one pair."""
 
@@ -92,6 +97,33 @@ class MethodSource(Source):
         return self._method.fuse(tile).to(torch.float32).cpu(), tile.mask.cpu()
 
 
+class StagedSource(Source):
+    """One stage of a method on a scene, fused on the fly; all stages of a window are computed at once."""
+
+    def __init__(self, scene: Scene, method: FusionMethod, name: str, last: dict[Any, Any]) -> None:
+        self._scene, self._method, self._name, self._last = scene, method, name, last
+        self.bands = scene.hs.bands
+        self.rows, self.cols = scene.shape
+
+    def read(self, rows: Range, cols: Range) -> tuple[Tensor, Tensor]:
+        """Read a window; see `Source.read`."""
+        if (rows, cols) not in self._last:
+            self._last.clear()  # one window at a time is kept
+            tile = self._scene.tile(rows, cols, self._method.halo)
+            images = {k: v.to(torch.float32).cpu() for k, v in self._method.stages(tile).items()}
+            self._last[rows, cols] = images, tile.mask.cpu()
+        images, mask = self._last[rows, cols]
+        return images[self._name], mask
+
+
+def method_sources(scene: Scene, method: FusionMethod) -> dict[str, Source]:
+    """Return a scene as fused by a fitted method, and as its earlier stages made it where it has any."""
+    if not method.stage_names:
+        return {"fused": MethodSource(scene, method)}
+    last: dict[Any, Any] = {}
+    return {name: StagedSource(scene, method, name, last) for name in ("fused", *method.stage_names)}
+
+
 def _with_halo(core: Range, halo: int, size: int) -> tuple[Range, slice]:
     """Return the range with `halo` pixels around it, and where the core lies in it."""
     start, stop = max(0, core[0] - halo), min(size, core[1] + halo)
@@ -112,16 +144,20 @@ def compare_with_reference(
     section: str = "reference",
     maps: ErrorMaps | None = None,
 ) -> dict[str, dict[str, MetricValue]]:
-    """Return every full-reference index of each candidate; `maps` gets the errors of the one named "fused".
+    """Return the full-reference indices of each candidate; `maps` gets the errors of the one named "fused".
 
-    Pixels count where the reference and all candidates are valid, so that the columns compare like with like.
+    "fused" and "interpolated" get every index, any other candidate (a stage) those of `STAGE_KEYS`. Pixels count where
+    the reference and all candidates are valid, so that the columns compare like with like.
     """
     side = _core_side(reference.bands, BLOCK)
     windows = list(tile_windows((0, reference.rows), (0, reference.cols), side))
     data_range: Tensor | None = None  # SSIM's L, which every tile must share
     for rows, cols in windows:
         data_range = reference_range(*reference.read(rows, cols), data_range)
-    sets = {name: FullReferenceSet(ratio, data_range=data_range) for name in candidates}
+    sets = {
+        name: FullReferenceSet(ratio, None if name in COLUMNS else STAGE_KEYS, data_range)
+        for name in candidates
+    }
     halo = max(s.halo for s in sets.values())
     for rows, cols in windows:
         wide_rows, core_rows = _with_halo(rows, halo, reference.rows)
@@ -212,14 +248,17 @@ def reduced_resolution(
     controls: Controls | None = None,
     maps: ErrorMaps | None = None,
 ) -> dict[str, dict[str, MetricValue]]:
-    """Fuse the reduced scene (Wald et al., PE&RS 63(6), 1997) and compare it with the HS image itself."""
+    """Fuse the reduced scene (Wald et al., PE&RS 63(6), 1997) and compare it with the HS image itself.
+
+    Columns beside "fused" and "interpolated" are stages of the method (`FusionMethod.stage_names`).
+    """
     reduced = scene.reduced
     method: FusionMethod = load_method(method_id)(parameters)
     # What the method finds in the reduced pair (a shift in coarser pixels, say) is no news of the pair itself.
     method.fit(reduced, control.silent())
     return _beside_control(
         "reduced_resolution",
-        MethodSource(reduced, method),
+        method_sources(reduced, method),
         InterpolatedSource(reduced),
         controls,
         lambda c: compare_with_reference(
@@ -230,19 +269,19 @@ def reduced_resolution(
 
 def _beside_control(
     section: str,
-    fused: Source,
+    fused: Mapping[str, Source],
     interpolated: Source,
     controls: Controls | None,
     compute: Callable[[dict[str, Source]], dict[str, dict[str, MetricValue]]],
 ) -> dict[str, dict[str, MetricValue]]:
-    """Return the indices of the fused image and of the control, the control's from `controls` where they are."""
+    """Return the indices of the candidates and of the control, the control's from `controls` where they are."""
     controls = {} if controls is None else controls
-    candidates: dict[str, Source] = {"fused": fused}
+    candidates: dict[str, Source] = dict(fused)
     if section not in controls:
         candidates["interpolated"] = interpolated
     values = compute(candidates)
     controls.setdefault(section, values.get("interpolated", {}))
-    return {"fused": values["fused"], "interpolated": controls[section]}
+    return {**values, "interpolated": controls[section]}
 
 
 class _Table:
@@ -254,7 +293,17 @@ class _Table:
         self._control = control
 
     def add(self, section: str, values: dict[str, dict[str, MetricValue]]) -> None:
-        """Add a section's columns."""
+        """Add a section's columns; those of a method's stages go into the section "stages"."""
+        stages = {name: column for name, column in values.items() if name not in COLUMNS}
+        if stages:
+            order = {"interpolated": values["interpolated"], **stages, "fused": values["fused"]}
+            self.content["stages"] = {
+                section: {
+                    name: {key: column[key].value for key in STAGE_KEYS if key in column}
+                    for name, column in order.items()
+                }
+            }
+        values = {name: column for name, column in values.items() if name in COLUMNS}
         self.content[section] = {
             column: {key: v.value for key, v in metrics.items()} for column, metrics in values.items()
         }
@@ -347,7 +396,7 @@ def assess_pair(
         interpolated = InterpolatedSource(scene)
         values = _beside_control(
             "full_resolution",
-            source,
+            {"fused": source},
             interpolated,
             controls,
             lambda c: full_resolution(scene, c, control, maps),
@@ -356,7 +405,7 @@ def assess_pair(
         if reference is not None:
             values = _beside_control(
                 "reference",
-                source,
+                {"fused": source},
                 interpolated,
                 controls,
                 lambda c: _with_true_reference(pair, reference, c, control, maps),

@@ -9,7 +9,7 @@ import time
 from contextlib import nullcontext
 from importlib import metadata as package_metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import rasterio
 import torch
@@ -30,6 +30,10 @@ from .pair import Pair
 from .protocol import Result
 from .registry import load_method, method_info
 from .scene import FILL_REACH, Tile, tile_windows
+from .sensors import colour_bands
+
+if TYPE_CHECKING:
+    from .report.stages import StageCollector
 
 MIN_TILE = 64
 """Below this side, in pixels, a tile is not split any further when memory runs out."""
@@ -72,9 +76,9 @@ def run_fuse(job: FuseJob, control: Control) -> Result:
     torch.manual_seed(job.seed)
     device, device_note = choose_device(job.device)
     control.info(f"running on {device_note}")
-    control.plan(
-        {"reading": 1, "learning": 1, "fusing": 6, **({"assessing": 6, "report": 2} if job.assess else {})}
-    )
+    method: FusionMethod = load_method(job.method)(method_parameters(job))
+    plan = {"reading": 1, "learning": 1, "fusing": 6, "assessing": 6, "report": 2, **method.plan}
+    control.plan({k: v for k, v in plan.items() if job.assess or k not in ("assessing", "report")})
     hs, guide = source_path(job.hs), source_path(job.guide)
     check_output(job.output, [hs, guide], 0)
     check_side_files(job.report, job.metrics)
@@ -95,12 +99,14 @@ def run_fuse(job: FuseJob, control: Control) -> Result:
         check_output(job.output, [hs, guide], _disk_bytes(pair, dtype, job.compress))
         control.step()
         control.stage("learning", 1)
-        method: FusionMethod = load_method(job.method)(method_parameters(job))
         method.fit(pair.scene, control)
         control.step()
         maps = make_maps(job, pair) if job.assess else None
+        drawn = stage_collector(job, pair, method)
         with partial_output(job.output) as part, maps or nullcontext():
+            method.watch = drawn
             write_fused(pair, method, job, part, dtype, control)
+            method.watch = None
             seconds = time.monotonic() - started
             metrics = _metrics_head(job, pair, method, device, device_note, seconds)
             if job.assess:
@@ -117,7 +123,7 @@ def run_fuse(job: FuseJob, control: Control) -> Result:
             control.finish()
     outputs = {"OUTPUT": job.output}
     metrics["warnings"] = list(control.warnings)
-    outputs |= write_side_files(metrics, job, job.output, hs, guide, control, maps)
+    outputs |= write_side_files(metrics, job, job.output, hs, guide, control, maps, drawn)
     return Result(outputs, metrics, list(control.warnings))
 
 
@@ -188,6 +194,19 @@ def check_side_files(report: str | None, metrics: str | None) -> None:
 def make_maps(job: FuseJob | AssessJob, pair: Pair) -> ErrorMaps | None:
     """Return the collector of the error maps that a job's files or its report need; None for neither."""
     return ErrorMaps(pair.grid, pair.hs, job.maps) if job.maps or job.report else None
+
+
+def stage_collector(job: FuseJob, pair: Pair, method: FusionMethod) -> StageCollector | None:
+    """Return what collects the picture of a method's prior for the report; None where there is none to show."""
+    from .report.stages import PRIOR, StageCollector
+
+    if not job.report or PRIOR not in method.stage_names:
+        return None
+    bands = colour_bands(pair.hs.bands.wavelength_nm, usable=pair.hs.bands.good)
+    usable = pair.survey.usable
+    if not set(bands) <= set(usable):
+        return None
+    return StageCollector(PRIOR, bands, [usable.index(b) for b in bands], pair.grid.rows, pair.grid.cols)
 
 
 def check_side_file(path: str | None) -> None:
@@ -383,6 +402,7 @@ def write_side_files(
     guide: str,
     control: Control,
     maps: ErrorMaps | None = None,
+    drawn: StageCollector | None = None,
 ) -> dict[str, str]:
     """Write the report and the metrics files that a job asks for; return what was written, maps included."""
     written: dict[str, str] = dict(maps.outputs) if maps is not None else {}
@@ -398,7 +418,8 @@ def write_side_files(
     if job.report:
         control.stage("report", 1)
         pictures = maps.pictures() if maps is not None else []
-        build_report(metrics, fused=fused, hs=hs, guide=guide, output=job.report, maps=pictures)
+        prior = drawn.picture() if drawn is not None else None
+        build_report(metrics, fused=fused, hs=hs, guide=guide, output=job.report, maps=pictures, prior=prior)
         written["REPORT"] = job.report
         control.step()
     return written

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 from torch import Tensor
@@ -30,6 +30,13 @@ class FusionMethod(ABC):
     """Coarse pixels around a tile that its values depend on."""
     pixel_bytes: int = 0
     """Working memory, in bytes for each fine pixel of a tile and its context, beside a copy of image and guide."""
+    stage_names: tuple[str, ...] = ()
+    """What `stages` gives beside the result, in the order in which it is made; empty for a method of one piece."""
+    plan: Mapping[str, float] = {}
+    """Relative durations for the progress (`Control.plan`): of stages that `fit` begins, and of the pipeline's own
+    where they differ from a classical method's."""
+    watch: Callable[[Tile, str, Tensor], None] | None = None
+    """Told, for each tile that is fused, of what a stage of `stage_names` made of it, `[bands, rows, cols]`."""
 
     def __init__(self, parameters: Mapping[str, Any] | None = None) -> None:
         unknown = sorted(set(parameters or {}) - set(self.defaults))
@@ -50,6 +57,10 @@ class FusionMethod(ABC):
 
         Depends on nothing but the tile and what `fit` learned, so that tiling cannot be seen.
         """
+
+    def stages(self, tile: Tile) -> dict[str, Tensor]:
+        """Return what each stage of `stage_names` made of a tile, and the result as "fused", `[bands, rows, cols]`."""
+        return {"fused": self.fuse(tile)}
 
     def describe(self) -> dict[str, Any]:
         """Return what `fit` learned that a person wants to see in the report (JSON-ready)."""

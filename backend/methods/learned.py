@@ -38,6 +38,8 @@ from .subspace import grown
 if TYPE_CHECKING:
     from ..diffusion.prior import Prior
 
+CLOSED_FORM, PRIOR = "closed_form", "prior"
+"""Stages that learned methods tell of."""
 PLANE_COPIES = 2.5
 """Copies of the fine planes of all components that making them holds at its peak."""
 
@@ -54,6 +56,7 @@ class LearnedFusion(FusionMethod):
     """
 
     defaults: ClassVar[Mapping[str, Any]] = {"weights": None, "adapt": 0, "precision": "auto"}
+    stage_names = (CLOSED_FORM,)
     network: ClassVar[type[PretrainedModel]]
     own_weights: ClassVar[str]
 
@@ -97,11 +100,23 @@ class LearnedFusion(FusionMethod):
         planes = 4 * self.components * FINE_PLANES
         self.pixel_bytes = round(max(PLANE_COPIES * planes, planes + self.model.pixel_bytes(scene.ratio)))
 
-    @torch.no_grad()
     def fuse(self, tile: Tile) -> Tensor:
         """Return `[bands, rows, cols]`: the closed form plus the network's correction."""
+        watch = self.watch
+        return self._fuse(tile, None if watch is None else lambda name, image: watch(tile, name, image))
+
+    def stages(self, tile: Tile) -> dict[str, Tensor]:
+        """Return the closed form, the prior where there is one, and the result; see `FusionMethod.stages`."""
+        found: dict[str, Tensor] = {}
+        fused = self._fuse(tile, lambda name, image: found.update({name: image.clone()}))
+        return {**found, "fused": fused}
+
+    @torch.no_grad()
+    def _fuse(self, tile: Tile, tell: Callable[[str, Tensor], None] | None) -> Tensor:
+        """Return the result, and tell of what went before it."""
         wide = widened(tile, self.margin)
         image = self.closed.image(wide)
+        self._control.check()
         top, left = tile.rows[0] - wide.rows[0], tile.cols[0] - wide.cols[0]
         own = (
             slice(None),
@@ -110,8 +125,14 @@ class LearnedFusion(FusionMethod):
         )
         subspace = self.closed.subspace
         prior = None
+        if tell is not None:
+            tell(CLOSED_FORM, image[own])
         if self.prior is not None:
-            prior = subspace.coefficients(self.prior.refine(image, wide.rows, wide.cols))
+            drawn = self.prior.refine(image, wide.rows, wide.cols)
+            prior = subspace.coefficients(drawn)
+            if tell is not None:
+                tell(PRIOR, drawn[own])
+            del drawn
         correction = self.correct(self.closed.registered(wide), subspace.coefficients(image), prior)
         fused = image[own].clone()
         flat = fused.view(len(fused), -1)

@@ -29,6 +29,7 @@ from .pictures import Views, load_views
 from .plots import (
     DARK,
     LIGHT,
+    curves_plot,
     data_uri,
     location_plot,
     map_png,
@@ -38,6 +39,7 @@ from .plots import (
     ramp_png,
     spectra_plot,
 )
+from .stages import PRIOR, StagePicture, curves_of, prior_facts, stage_rows
 from .verdict import EXPLANATION, judge
 
 HERE = Path(__file__).parent
@@ -49,7 +51,12 @@ MAP_TEXTS = {
     "RMSE_reference": "Error over all bands against the true image, in the HS image's units.",
 }
 """What each map shows, by `maps.KINDS`."""
-PICTURES = (("hs", "HS image, interpolated"), ("guide", "Guide"), ("fused", "Fused"))
+PICTURES = (
+    ("hs", "HS image, interpolated"),
+    ("guide", "Guide"),
+    (PRIOR, "Prior, drawn by diffusion"),
+    ("fused", "Fused"),
+)
 CITE_HYPERSHARP = "HyperSharp {version}: hyperspectral fusion for QGIS and Python (GPL-2.0-or-later)"
 
 
@@ -63,6 +70,7 @@ def build_report(
     title: str | None = None,
     notes: dict[str, Any] | None = None,
     maps: Sequence[MapPicture] = (),
+    prior: StagePicture | None = None,
 ) -> None:
     """Write the quality report.
 
@@ -77,6 +85,7 @@ def build_report(
         title: heading; None for one made from the method and the inputs.
         notes: more lines for "What was done to the inputs".
         maps: where the errors are.
+        prior: what a method drew before it fused; None for none.
 
     Raises:
         HyperSharpError: the file cannot be written. Rasters that cannot be read only cost the pictures.
@@ -84,7 +93,7 @@ def build_report(
     missing = ""
     views: Views | None = None
     try:
-        views = load_views(fused, hs, guide)
+        views = load_views(fused, hs, guide, prior)
     except HyperSharpError as error:
         missing = f"No pictures and spectra: {error.message}."
     names = {"fused": Path(fused).name, "hs": Path(hs).name, "guide": Path(guide).name}
@@ -123,7 +132,9 @@ def render(
         "per_band_of": _per_band_of(metrics),
         "done": _done(metrics, notes or {}),
         "how": _how(metrics),
-        "details": _pairs(metrics.get("method_details") or {}),
+        "details": _pairs({k: v for k, v in (metrics.get("method_details") or {}).items() if k != PRIOR}),
+        "stages": stage_rows(metrics),
+        "prior": _pairs(prior_facts(metrics)),
         "warnings": [str(w) for w in metrics.get("warnings") or []],
         "versions": _pairs(metrics.get("versions") or {}),
         "cite": _cite(metrics),
@@ -145,7 +156,7 @@ def pair_name(hs: str | os.PathLike[str], guide: str | os.PathLike[str]) -> str:
 
 
 def _pictures(views: Views) -> list[dict[str, Any]]:
-    """Return the two rows of three pictures."""
+    """Return the two rows of three pictures, of four where there is a prior."""
     width, height = views.detail_pixels
     rows, cols = views.shape
     shown = [
@@ -153,7 +164,9 @@ def _pictures(views: Views) -> list[dict[str, Any]]:
             "title": title,
             "aspect": images["fused"].shape[0] / images["fused"].shape[1],
             "pictures": [
-                {"label": label, "uri": data_uri(picture_png(images[key]))} for key, label in PICTURES
+                {"label": label, "uri": data_uri(picture_png(images[key]))}
+                for key, label in PICTURES
+                if key in images
             ],
         }
         for title, images in (
@@ -174,6 +187,7 @@ def _plots(metrics: dict[str, Any], views: Views | None, name: str) -> dict[str,
     for key, draw in (
         ("per_band", lambda theme: per_band_plot(per_band, ranges, name, theme)),
         ("spectra", lambda theme: spectra_plot(views, name, theme) if views else None),
+        ("curves", lambda theme: curves_plot(curves_of(metrics), theme)),
     ):
         light = draw(LIGHT)
         dark = draw(DARK) if light is not None else None

@@ -27,6 +27,7 @@ from scipy import ndimage
 from ..errors import HyperSharpError
 from ..io.wavelengths import BandTable, read_band_table
 from ..sensors import colour_bands, nearest_band
+from .stages import PRIOR, StagePicture
 
 Array = np.ndarray
 
@@ -66,7 +67,7 @@ class Views:
     """Everything the report shows of the rasters.
 
     Attributes:
-        overview: full-extent pictures uint8 `[rows, cols, 3]` of "hs", "guide", "fused".
+        overview: full-extent pictures uint8 `[rows, cols, 3]` of "hs", "guide", "fused", and "prior" where there is.
         detail: the same of the detail.
         detail_box: the detail in the full-extent picture as fractions (left, top, right, bottom).
         detail_pixels: side of the detail in fine pixels (columns, rows).
@@ -215,9 +216,16 @@ def _only(dataset: rasterio.DatasetReader, bands: list[int]) -> Iterator[rasteri
 
 
 def load_views(
-    fused: str | os.PathLike[str], hs: str | os.PathLike[str], guide: str | os.PathLike[str]
+    fused: str | os.PathLike[str],
+    hs: str | os.PathLike[str],
+    guide: str | os.PathLike[str],
+    prior: StagePicture | None = None,
 ) -> Views:
     """Read what the report shows.
+
+    Args:
+        fused, hs, guide: the rasters.
+        prior: a method's prior, on the fused raster's grid; None for none.
 
     Raises:
         HyperSharpError: one of the rasters cannot be opened or read.
@@ -227,7 +235,7 @@ def load_views(
             stack.enter_context(warnings.catch_warnings())
             warnings.simplefilter("ignore", NotGeoreferencedWarning)
             opened = [stack.enter_context(rasterio.open(os.fspath(p))) for p in (fused, hs, guide)]
-            return _views(_Sources(*opened))
+            return _views(_Sources(*opened), prior)
     except (RasterioError, OSError, ValueError) as error:
         raise HyperSharpError(
             f"cannot read the rasters for the report's pictures: {(str(error).splitlines() or ['?'])[0]}",
@@ -235,7 +243,7 @@ def load_views(
         ) from error
 
 
-def _views(sources: _Sources) -> Views:
+def _views(sources: _Sources, prior: StagePicture | None) -> Views:
     fused = sources.fused
     views = Views(
         wavelength_nm=sources.bands.wavelength_nm,
@@ -270,6 +278,12 @@ def _views(sources: _Sources) -> Views:
         },
         limits,
     )
+    if prior is not None and prior.bands == fused_rgb:
+        for pictures, frame in ((views.overview, whole), (views.detail, detail)):
+            picture = prior.on(*_ranges(frame.window), (frame.rows, frame.cols))
+            if picture is not None:
+                pictures[PRIOR] = to_rgb(picture, limits["hs"])
+        views.stretch = views.stretch.replace("HS and fused have", "HS, prior and fused have")
     w = detail.window
     views.detail_box = (
         w.col_off / fused.width,
@@ -280,6 +294,12 @@ def _views(sources: _Sources) -> Views:
     views.detail_pixels = (int(w.width), int(w.height))
     views.spots = _spots(sources, whole, hs_picture, guide_picture, fused_picture, views.notes)
     return views
+
+
+def _ranges(window: Window) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Return a window's rows and columns, from and to."""
+    top, left = int(window.row_off), int(window.col_off)
+    return (top, top + int(window.height)), (left, left + int(window.width))
 
 
 def _rgb_bands(bands: BandTable) -> list[int]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import matplotlib
+import matplotlib.ticker
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -186,6 +187,32 @@ def per_band_plot(
             _line(axes, *curve(x, values), theme.fused, name)
             _dress(axes, theme, label, xlabel, "")
         _legend(figure, theme, shaded)
+        return _png(figure)
+
+
+def curves_plot(curves: dict[str, list[float]], theme: Theme) -> bytes | None:
+    """Return how the prior's data terms fell with the diffusion's steps, on a logarithmic scale; None without any."""
+    shown = {
+        "misfit with the HS image": (curves.get("hs"), theme.fused, "-"),
+        "misfit with the guide": (curves.get("guide"), theme.control, "--"),
+    }
+    shown = {label: entry for label, entry in shown.items() if entry[0]}
+    if not shown:
+        return None
+    with matplotlib.rc_context({"font.family": "DejaVu Sans"}):
+        figure = _figure(5.4, 3.3, theme)
+        figure.subplots_adjust(left=0.14, right=0.97, top=0.905, bottom=0.245)
+        axes = figure.add_subplot()
+        for label, (values, colour, style) in shown.items():
+            y = np.array([v if v is not None and v > 0 else np.nan for v in values])
+            axes.plot(np.arange(len(y)), y, style, color=colour, linewidth=1.5, label=label)
+            axes.plot(np.arange(len(y)), y, ".", color=colour, markersize=3.5)
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(matplotlib.ticker.FormatStrFormatter("%g"))
+        axes.yaxis.set_minor_formatter(matplotlib.ticker.NullFormatter())
+        axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=True))
+        _dress(axes, theme, "Data terms", "step", "RMS (standard deviations)")
+        _legend(figure, theme, False)
         return _png(figure)
 
 
