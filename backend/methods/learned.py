@@ -40,6 +40,8 @@ if TYPE_CHECKING:
 
 CLOSED_FORM, PRIOR = "closed_form", "prior"
 """Stages that learned methods tell of."""
+ADAPTING_SHARE = 0.12
+"""Duration of a step of adaptation for the progress, where fusing (about half a megapixel) counts 6."""
 PLANE_COPIES = 2.5
 """Copies of the fine planes of all components that making them holds at its peak."""
 
@@ -66,6 +68,10 @@ class LearnedFusion(FusionMethod):
         self.weights = str(self.parameters["weights"] or self.own_weights)
         self.precision = check_precision(self.parameters["precision"])
         self.adaptation: dict[str, Any] | None = None
+        if self.steps:
+            # The assessment adapts again, one scale down.
+            share = ADAPTING_SHARE * self.steps
+            self.plan = {**self.plan, "training": share, "assessing": 6 + share}
 
     def fit(self, scene: Scene, control: Control) -> None:
         """Load the weights, fit the closed form, and tune the network on the pair where that is asked for.

@@ -222,3 +222,16 @@ def test_the_same_on_cuda_but_for_half_precision(tmp_path, kind):
         on_gpu = fused(method, scene)
         assert float((on_gpu - on_cpu).square().mean().sqrt()) < share * correction
     assert method.describe()["precision"] in ("bfloat16", "float16")
+
+
+def test_the_progress_counts_adaptation(files, tmp_path):
+    from hypersharp.backend.protocol import Progress
+
+    said = []
+    control = Control(lambda m: said.append(m) if isinstance(m, Progress) else None)
+    options = {"method": "s3rnet", "weights": weights(tmp_path / "w", SMALL_MBFN), "assess": False}
+    fuse(*files, tmp_path / "o.tif", adapt_steps=40, control=control, **options)
+    fractions = [m.fraction for m in said]
+    assert fractions == sorted(fractions)
+    training = [m.fraction for m in said if m.stage == "training"]
+    assert training[-1] - training[0] > 0.2
