@@ -76,18 +76,12 @@ GROUPS = {
     "Band selection (default otherwise)": {
         r: replace(MINE, rule=r) for r in ("pca", "rrqr", "mvpca", "equal")
     },
-    "Band selection (network and data alone)": {
-        r: replace(ALONE, rule=r) for r in ("pca", "rrqr", "mvpca", "equal")
-    },
     "Base bands": {f"{n}": replace(MINE, rank=n) for n in (3, 6)},
-    "Steps (default otherwise)": {f"{n}": replace(MINE, steps=n) for n in (10, 20, 50, 100)},
     "Steps (network and data alone)": {f"{n}": replace(ALONE, steps=n) for n in (10, 20, 50, 100)},
     "Start (default otherwise)": {
         "noise": MINE,
-        "interpolated, signal 0.5": replace(MINE, start="interpolated", signal=0.5),
         "`lmmse`, signal 0.5": replace(MINE, start="lmmse", signal=0.5),
         "`lmmse`, signal 0.9": replace(MINE, start="lmmse", signal=0.9),
-        "`lmmse`, signal 0.98": replace(MINE, start="lmmse", signal=0.98),
     },
     "Start (R of the closed form, no anchor)": {
         "noise": replace(ALONE, residual="lmmse"),
@@ -103,7 +97,7 @@ def word(weights):
     """Return a word that changes with the weights and the code of the prior; docstrings do not count."""
     found = hashlib.sha256((weights / "diffusion_pytorch_model.safetensors").read_bytes())
     for path in sorted((quality.ROOT / "backend" / "diffusion").glob("*.py")):
-        if path.stem in ("training", "sr3"):
+        if path.stem in ("training", "sr3", "cache", "cache_folder"):
             continue
         tree = ast.parse(path.read_text(encoding="utf-8"))
         for node in ast.walk(tree):
