@@ -36,6 +36,7 @@ class Control:
         self._finished_weight = 0.0
         self._name, self._total, self._done, self._weight = "", 1, 0, 0.0
         self._started = time.monotonic()
+        self._before = 0.0
         self._said = 0.0
         self._peak = 0
 
@@ -53,8 +54,13 @@ class Control:
         self._say(force=True)
 
     def step(self, count: int = 1) -> None:
-        """Report `count` steps done, and stop here if the job was cancelled."""
+        """Report `count` steps done, and stop here if the job was cancelled.
+
+        Several at the beginning of a stage are those of an interrupted run: they say nothing of this one's speed.
+        """
         self.check()
+        if count > 1 and not self._done:
+            self._before += self._weight * min(count, self._total) / self._total
         self._done = min(self._total, self._done + count)
         self._say(force=self._done >= self._total)
 
@@ -113,7 +119,8 @@ class Control:
         self._said = now
         fraction = min(1.0, self._finished_weight + self._weight * self._done / self._total)
         elapsed = now - self._started
-        eta = elapsed * (1.0 - fraction) / fraction if fraction > 0.02 and elapsed > 0.5 else None
+        own = fraction - self._before
+        eta = elapsed * (1.0 - fraction) / own if own > 0.02 and elapsed > 0.5 else None
         self._emit(
             Progress(
                 self._name,

@@ -235,3 +235,19 @@ def test_the_progress_counts_adaptation(files, tmp_path):
     assert fractions == sorted(fractions)
     training = [m.fraction for m in said if m.stage == "training"]
     assert training[-1] - training[0] > 0.2
+
+
+def test_steps_of_an_interrupted_run_say_nothing_of_the_time_left():
+    said = []
+    control = Control(said.append)
+    control.plan({"training": 1})
+    control._started -= 100.0  # this run has been at it for so long
+    control.stage("training", 1000)
+    control._said = 0.0
+    control.step(900)
+    assert said[-2].fraction == pytest.approx(0.9) and said[-2].eta_s is None
+    for _ in range(50):
+        control._said = 0.0
+        control.step()
+    # 50 steps in 100 seconds, and 50 more to go.
+    assert said[-2].eta_s == pytest.approx(100, rel=0.05)
