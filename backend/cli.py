@@ -28,8 +28,9 @@ from .job import (
     Job,
     SimulateJob,
     TrainJob,
+    parse_options,
 )
-from .registry import METHODS, why_unavailable
+from .registry import METHODS, PRESETS, why_unavailable
 from .threads import wait_politely
 
 
@@ -60,6 +61,11 @@ def build_parser() -> argparse.ArgumentParser:
         "--extent", type=float, nargs=4, metavar=("XMIN", "YMIN", "XMAX", "YMAX"), help="area to fuse"
     )
     fuse.add_argument("--extent-crs", metavar="CRS", help="CRS of the extent (default: the guide's)")
+    fuse.add_argument(
+        "--preset",
+        choices=PRESETS,
+        help="speed against quality, where a method has it (default: the method's own)",
+    )
     fuse.add_argument("--dtype", choices=DTYPES, default="same", help="pixel type of the output")
     fuse.add_argument(
         "--tile", type=int, metavar="N", help="side of a tile in pixels (default: from --memory)"
@@ -176,26 +182,6 @@ def _common(parser: argparse.ArgumentParser, files: bool = True, option: str = "
     parser.add_argument("--progress", choices=("bar", "json", "none"), default=None)
 
 
-def parse_options(options: Sequence[str]) -> dict[str, Any]:
-    """Return NAME=VALUE pairs as a dictionary; values are read as JSON where they are JSON.
-
-    Raises:
-        HyperSharpError: a pair without "=".
-    """
-    parsed: dict[str, Any] = {}
-    for option in options:
-        name, equals, value = option.partition("=")
-        if not equals:
-            raise HyperSharpError(
-                f"{option!r} is not NAME=VALUE", "write --option name=value", ErrorCode.USAGE
-            )
-        try:
-            parsed[name] = json.loads(value)
-        except ValueError:
-            parsed[name] = value
-    return parsed
-
-
 def job_of(args: argparse.Namespace) -> Job:
     """Return the job that the arguments ask for."""
     if args.command == "simulate":
@@ -221,6 +207,8 @@ def job_of(args: argparse.Namespace) -> Job:
         return AssessJob(
             args.fused, args.hs, args.guide, reference=args.reference, method=args.method, **shared
         )
+    if args.preset:
+        shared["parameters"]["preset"] = args.preset
     return FuseJob(
         args.hs,
         args.guide,
@@ -415,6 +403,15 @@ def list_methods(as_json: bool) -> int:
             "needs_weights": m.needs_weights,
             "summary": m.summary,
             "citation": m.citation,
+            "options": [
+                {
+                    "name": o.name,
+                    "help": o.help,
+                    "default": o.default,
+                    "values": list(o.choices) or {"least": o.least, "most": o.most},
+                }
+                for o in m.options
+            ],
             "available": why_unavailable(m) is None,
             "reason": why_unavailable(m),
         }
@@ -428,6 +425,11 @@ def list_methods(as_json: bool) -> int:
         state = "" if row["available"] else f"  [not available: {row['reason']}]"
         print(f"{row['id']:<{width}}  {row['title']} ({row['kind']}){state}")
         print(f"{'':<{width}}  {row['summary']}")
+        for option in METHODS[str(row["id"])].options:
+            possible = "|".join(option.choices) or f"{option.least}-{option.most}"
+            print(
+                f"{'':<{width}}  --option {option.name}={possible} (default {option.default}): {option.help}"
+            )
     return errors.EXIT_DONE
 
 

@@ -18,6 +18,7 @@ import torch
 
 from ._version import __version__
 from .device import choose_device, cuda_problem
+from .diffusion.cache_folder import cache_use
 from .errors import EXIT_DONE
 from .ops.selective_scan import scan_name
 
@@ -33,6 +34,7 @@ def diagnose() -> dict[str, Any]:
         except package_metadata.PackageNotFoundError:
             found[name] = None
     device, note = choose_device("auto")
+    use = cache_use()
     return {
         "hypersharp": __version__,
         "python": platform.python_version(),
@@ -51,6 +53,13 @@ def diagnose() -> dict[str, Any]:
             "driver": _driver(),
         },
         "torch_threads": torch.get_num_threads(),
+        "prior_cache": {
+            "folder": None if use.folder is None else str(use.folder),
+            "priors": use.count,
+            "size_mb": round(use.size / 2**20, 1),
+            "limit_mb": round(use.limit / 2**20),
+            "writable": use.writable,
+        },
     }
 
 

@@ -7,6 +7,7 @@ Contract module: standard library only, Python 3.9 syntax. QGIS and the backend 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar, Optional, Union
@@ -227,6 +228,26 @@ Job = Union[FuseJob, AssessJob, SimulateJob, CompareJob, TrainJob]
 JOB_KINDS: dict[str, type[Any]] = {
     cls.kind: cls for cls in (FuseJob, AssessJob, SimulateJob, CompareJob, TrainJob)
 }
+
+
+def parse_options(options: Sequence[str]) -> dict[str, Any]:
+    """Return NAME=VALUE pairs as a dictionary; values are read as JSON where they are JSON.
+
+    Raises:
+        HyperSharpError: a pair without "=".
+    """
+    parsed: dict[str, Any] = {}
+    for option in options:
+        name, equals, value = option.partition("=")
+        if not equals:
+            raise HyperSharpError(
+                f"{option!r} is not NAME=VALUE", "write --option name=value", ErrorCode.USAGE
+            )
+        try:
+            parsed[name] = json.loads(value)
+        except ValueError:
+            parsed[name] = value
+    return parsed
 
 
 def job_to_dict(job: Job) -> dict[str, Any]:

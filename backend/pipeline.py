@@ -28,7 +28,7 @@ from .maps import ErrorMaps, check_maps_folder
 from .methods.base import FusionMethod
 from .pair import Pair
 from .protocol import Result
-from .registry import load_method, method_info
+from .registry import check_options, load_method, method_info
 from .scene import FILL_REACH, Tile, tile_windows
 from .sensors import colour_bands
 
@@ -141,6 +141,7 @@ def check_job(job: FuseJob) -> None:
         HyperSharpError: unknown method, dtype or compression, or a number out of range.
     """
     info = method_info(job.method)
+    check_options(job.method, job.parameters)
     if job.dtype not in DTYPES:
         raise HyperSharpError(f"unknown dtype {job.dtype!r}", f"use {' or '.join(DTYPES)}", ErrorCode.USAGE)
     if job.compress not in COMPRESSIONS:

@@ -11,12 +11,40 @@ from __future__ import annotations
 import difflib
 import importlib
 import importlib.util
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Optional
 
 from .errors import ErrorCode, HyperSharpError
 
+PRESETS = ("quick", "standard", "fine")
+"""Words for speed against quality, for the methods that have an option `preset`."""
 KINDS = ("interpolation", "component substitution", "multiresolution analysis", "subspace", "learned")
+
+
+@dataclass(frozen=True)
+class MethodOption:
+    """An option of a method that people are asked for; a method's other options are for those who read its code.
+
+    Attributes:
+        name: as in `FuseJob.parameters`.
+        title: name as shown to people.
+        help: one sentence: what it does.
+        default: the method's own.
+        choices: the words that it may be; empty for an integer.
+        least, most: range of an integer.
+        network_times: how many times longer the network takes (`MethodInfo.network_seconds`), choice by choice; for
+            an integer, for every three of it begun.
+    """
+
+    name: str
+    title: str
+    help: str
+    default: Any
+    choices: tuple[str, ...] = ()
+    least: int = 0
+    most: int = 0
+    network_times: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -37,6 +65,7 @@ class MethodInfo:
         network_seconds: what a network takes beyond that for each megapixel of the result, whatever its bands, on
             two CPU cores (.ci/learned_bench.py).
         adapt_seconds: a step of adaptation on two CPU cores.
+        options: what people may choose.
     """
 
     id: str
@@ -51,6 +80,7 @@ class MethodInfo:
     relative_cost: float = 1.0
     network_seconds: float = 0.0
     adapt_seconds: float = 0.0
+    options: tuple[MethodOption, ...] = ()
 
 
 METHODS: dict[str, MethodInfo] = {
@@ -252,6 +282,25 @@ METHODS: dict[str, MethodInfo] = {
             relative_cost=2.5,
             network_seconds=400.0,
             adapt_seconds=0.5,
+            options=(
+                MethodOption(
+                    "preset",
+                    "Quality of the prior",
+                    "Steps of the diffusion: quick takes 10, standard 20, fine 50; more take longer.",
+                    "quick",
+                    choices=PRESETS,
+                    network_times=(1.0, 1.8, 4.3),
+                ),
+                MethodOption(
+                    "prior_rank",
+                    "Rank of the prior",
+                    "Bands that the diffusion draws and all others follow; every three take as long again.",
+                    3,
+                    least=1,
+                    most=12,
+                    network_times=(1.0, 1.8, 2.6, 3.4),
+                ),
+            ),
         ),
     )
 }
@@ -278,6 +327,44 @@ def method_info(method: str) -> MethodInfo:
             ErrorCode.UNKNOWN_METHOD,
         )
     return info
+
+
+def check_options(method: str, values: Mapping[str, Any]) -> None:
+    """Refuse what is no value of an option that a method has; names that are not listed here are the method's to judge.
+
+    Raises:
+        HyperSharpError: code `usage`, with what is possible in the hint.
+    """
+    info = method_info(method)
+    for option in info.options:
+        value = values.get(option.name, option.default)
+        whole = isinstance(value, int) and not isinstance(value, bool)
+        if option.choices and value not in option.choices:
+            possible = f"use {', '.join(option.choices)}"
+        elif not option.choices and not (whole and option.least <= value <= option.most):
+            possible = f"use a whole number from {option.least} to {option.most}"
+        else:
+            continue
+        raise HyperSharpError(f"{option.name} of {method} cannot be {value!r}", possible, ErrorCode.USAGE)
+    if "preset" in values and not any(option.name == "preset" for option in info.options):
+        having = [m.id for m in METHODS.values() if any(o.name == "preset" for o in m.options)]
+        raise HyperSharpError(
+            f"{method} has no presets", f"leave the preset out, or use {', '.join(having)}", ErrorCode.USAGE
+        )
+
+
+def network_times(info: MethodInfo, values: Mapping[str, Any]) -> float:
+    """Return how many times longer than with its defaults a method's network takes with these options."""
+    times = 1.0
+    for option in info.options:
+        value = values.get(option.name, option.default)
+        if option.choices and value in option.choices:
+            place = option.choices.index(value)
+        else:
+            place = (value - 1) // 3 if isinstance(value, int) else 0
+        if 0 <= place < len(option.network_times):
+            times *= option.network_times[place]
+    return times
 
 
 def why_unavailable(info: MethodInfo) -> Optional[str]:

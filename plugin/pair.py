@@ -10,8 +10,9 @@ from __future__ import annotations
 import math
 import os
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Optional
+from typing import Any, Optional
 
 from qgis.core import (
     QgsCoordinateTransform,
@@ -60,7 +61,13 @@ class PairFacts:
         return self.hs.dtype if dtype == "same" else dtype
 
     def estimate(
-        self, method: str, dtype: str, memory_gb: float, assess: bool, adapt_steps: int = 0
+        self,
+        method: str,
+        dtype: str,
+        memory_gb: float,
+        assess: bool,
+        adapt_steps: int = 0,
+        parameters: Optional[Mapping[str, Any]] = None,
     ) -> estimate.Estimate:
         """Return memory, disk and time (on a CPU) that the fusion will need."""
         info = registry.method_info(method)
@@ -74,7 +81,7 @@ class PairFacts:
             info.relative_cost,
             assess,
             self.ratio,
-            info.network_seconds,
+            info.network_seconds * registry.network_times(info, parameters or {}),
             adapt_steps if info.needs_weights else 0,
             info.adapt_seconds,
         )

@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,19 @@ _bootstrap = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(_bootstrap)
 _bootstrap.load_package(ROOT)
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as the command line does, before torch is imported
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache():
+    """Keep the tests' priors, those of the worker processes included, out of the user's cache."""
+    with tempfile.TemporaryDirectory(prefix="hypersharp-cache-") as folder:
+        before = os.environ.get("HYPERSHARP_CACHE")
+        os.environ["HYPERSHARP_CACHE"] = folder
+        yield Path(folder)
+        if before is None:
+            del os.environ["HYPERSHARP_CACHE"]
+        else:
+            os.environ["HYPERSHARP_CACHE"] = before
 
 
 @pytest.fixture(scope="session")

@@ -41,6 +41,7 @@ from ..plugin.task import FusionTask
 from . import messages
 from .layer_chooser import LayerChooser
 from .learned_options import LearnedOptions
+from .method_options import MethodOptions
 from .pair_panel import PairPanel
 from .run_options import RunOptions
 
@@ -175,6 +176,8 @@ class FusionDialog(QDialog):
         form.addRow("", self.method_label)
         self.learned = LearnedOptions(run)
         form.addRow(self.learned)
+        self.method_options = MethodOptions(run)
+        form.addRow(self.method_options)
         canvas = self._iface.mapCanvas() if self._iface is not None else None
         self.options = RunOptions(canvas, self)
         form.addRow(tr("Device"), self.options.device_combo)
@@ -185,7 +188,7 @@ class FusionDialog(QDialog):
         layout = QVBoxLayout(column)
         layout.setContentsMargins(0, 0, 6, 0)
         groups = [inputs, run, self.options]
-        self._align([*groups, self.learned])
+        self._align([*groups, self.learned, self.method_options])
         for group in groups:
             layout.addWidget(group)
         layout.addStretch(1)
@@ -228,6 +231,7 @@ class FusionDialog(QDialog):
         self.guide_chooser.changed.connect(self._refresh_timer.start)
         self.options.changed.connect(self._refresh_timer.start)
         self.learned.changed.connect(self._refresh_timer.start)
+        self.method_options.changed.connect(self._refresh_timer.start)
         self.method_combo.currentIndexChanged.connect(lambda _index: self._refresh_timer.start())
         self.output_widget.fileChanged.connect(lambda _path: self._refresh_timer.start())
         self.cancel_button.clicked.connect(lambda _checked: self.cancel())
@@ -278,6 +282,7 @@ class FusionDialog(QDialog):
         info = METHODS[self.method()]
         self.method_label.setText(info.summary)
         self.learned.set_method(info)
+        self.method_options.set_method(info)
         self.options.report_check.setEnabled(self.options.assess_check.isChecked())
         hs, guide = self.hs_chooser.source(), self.guide_chooser.source()
         self._pair = None
@@ -300,10 +305,10 @@ class FusionDialog(QDialog):
             time_words = ""
             if not self._pair.problems:
                 settled = self.method(), values["dtype"], values["memory_gb"], values["assess"]
-                steps = self.learned.values()["adapt_steps"]
-                needs = self._pair.estimate(*settled, adapt_steps=steps)
+                steps, chosen = self.learned.values()["adapt_steps"], self.method_options.values()
+                needs = self._pair.estimate(*settled, adapt_steps=steps, parameters=chosen)
                 if info.needs_weights:
-                    adapting = needs.seconds - self._pair.estimate(*settled).seconds
+                    adapting = needs.seconds - self._pair.estimate(*settled, parameters=chosen).seconds
                     time_words = learned_time(needs.seconds, adapting, values["device"])
             self.panel.show_pair(self._pair, values["dtype"], needs, problems, self._free_bytes(), time_words)
         self.run_button.setEnabled(ready and self._task is None)
@@ -337,7 +342,11 @@ class FusionDialog(QDialog):
             return None
         output = self.output_widget.filePath().strip()
         output = _with_suffix(output) if output else QgsProcessingUtils.generateTempFilename("fused.tif")
-        values = {**self.options.values(), **self.learned.values()}
+        values = {
+            **self.options.values(),
+            **self.learned.values(),
+            "parameters": self.method_options.values(),
+        }
         if values["assess"] and self.options.report_check.isChecked():
             stem = os.path.splitext(output)[0]
             values.update(report=f"{stem}_report.html", metrics=f"{stem}_metrics.json")

@@ -24,8 +24,8 @@ from qgis.core import (
 
 from ...backend import protocol
 from ...backend.errors import HyperSharpError
-from ...backend.job import COMPRESSIONS, DEFAULT_METHOD, DTYPES, FuseJob
-from ...backend.registry import METHODS, method_ids
+from ...backend.job import COMPRESSIONS, DEFAULT_METHOD, DTYPES, FuseJob, parse_options
+from ...backend.registry import METHODS, PRESETS, check_options, method_ids
 from ...backend.weights import weights_problem
 from .. import api, layers, log, pair
 from ..log import tr
@@ -33,6 +33,8 @@ from ..rasters import read_facts
 from .base import MAPS_HELP, HyperSharpAlgorithm, enum_parameter, index_values
 
 MIN_TILE = 64
+OWN_PRESET = "default"
+"""Choice of PRESET that leaves it to the method."""
 
 
 class FuseAlgorithm(HyperSharpAlgorithm):
@@ -51,6 +53,14 @@ class FuseAlgorithm(HyperSharpAlgorithm):
         "EXTENT": "Only fuse this area, snapped to the guide's pixels. Empty: the area that both layers cover.",
         "DEVICE": "Where to compute: auto takes a CUDA device when there is one that works, else the CPU.",
         "WEIGHTS": "Learned methods: name of shipped weights, or a folder as Train makes it. Empty: the method's own.",
+        "PRESET": (
+            "Speed against quality, for methods that draw a prior by diffusion (mpsrnet-diff): quick takes 10 steps, "
+            "standard 20, fine 50. default: the method's own."
+        ),
+        "OPTIONS": (
+            "The method's own options, as NAME=VALUE with spaces between, for instance prior_rank=6 for "
+            "mpsrnet-diff. 'hypersharp methods' lists them. Empty: the method's defaults."
+        ),
         "ADAPT_STEPS": "Learned methods: training steps on this pair before fusing. 0: none.",
         "DTYPE": (
             "Pixel type of the result: same as the hyperspectral raster's (rounded and clipped to its range), "
@@ -96,6 +106,8 @@ class FuseAlgorithm(HyperSharpAlgorithm):
             QgsProcessingParameterNumber("ADAPT_STEPS", tr("Adaptation steps"), whole, 0, False, 0, 100_000),
             advanced=True,
         )
+        self.add(enum_parameter("PRESET", tr("Preset"), [OWN_PRESET, *PRESETS], OWN_PRESET), advanced=True)
+        self.add(QgsProcessingParameterString("OPTIONS", tr("Method options"), optional=True), advanced=True)
         self.add(enum_parameter("DTYPE", tr("Pixel type"), list(DTYPES), "same"), advanced=True)
         self.add(
             QgsProcessingParameterNumber("TILE_SIZE", tr("Tile size"), whole, 0, False, 0, 16_384),
@@ -159,6 +171,10 @@ class FuseAlgorithm(HyperSharpAlgorithm):
         if 0 < self.parameterAsInt(parameters, "TILE_SIZE", context) < MIN_TILE:
             return tr("Tile size: use 0 (automatic) or at least {least} pixels.").format(least=MIN_TILE)
         info = METHODS[self.parameterAsEnumString(parameters, "METHOD", context)]
+        try:
+            check_options(info.id, self._method_options(parameters, context))
+        except HyperSharpError as error:
+            return log.sentence(error)
         learned = self.parameterAsString(parameters, "WEIGHTS", context) or self.parameterAsInt(
             parameters, "ADAPT_STEPS", context
         )
@@ -173,6 +189,16 @@ class FuseAlgorithm(HyperSharpAlgorithm):
         weights = self.parameterAsString(parameters, "WEIGHTS", context).strip()
         problem = weights_problem(weights) if weights else None
         return f"{problem[:1].upper()}{problem[1:]}." if problem else None
+
+    def _method_options(self, parameters: dict[str, Any], context: QgsProcessingContext) -> dict[str, Any]:
+        """Return OPTIONS and PRESET as a job's parameters.
+
+        Raises:
+            HyperSharpError: OPTIONS is not NAME=VALUE.
+        """
+        found = parse_options(self.parameterAsString(parameters, "OPTIONS", context).split())
+        preset = self.parameterAsEnumString(parameters, "PRESET", context)
+        return found if preset in ("", OWN_PRESET) else {**found, "preset": preset}
 
     def _output_problem(
         self, parameters: dict[str, Any], context: QgsProcessingContext, facts: pair.PairFacts
@@ -199,6 +225,7 @@ class FuseAlgorithm(HyperSharpAlgorithm):
             device=self.parameterAsEnumString(parameters, "DEVICE", context),
             weights=self.parameterAsString(parameters, "WEIGHTS", context) or None,
             adapt_steps=self.parameterAsInt(parameters, "ADAPT_STEPS", context),
+            parameters=self._method_options(parameters, context),
             dtype=self.parameterAsEnumString(parameters, "DTYPE", context),
             memory_gb=self.parameterAsDouble(parameters, "MEMORY", context),
             tile=self.parameterAsInt(parameters, "TILE_SIZE", context) or None,

@@ -247,10 +247,15 @@ def bad(pair, make_raster, tmp_path):
         "folder": ({**pair, "OUTPUT": str(tmp_path / "no" / "o.tif")}, "folder does not exist"),
         "tile": ({**pair, "TILE_SIZE": 10}, "Tile"),
         "weights": ({**pair, "WEIGHTS": "mine"}, "weights"),
+        "options": ({**pair, "OPTIONS": "frame"}, "NAME=VALUE"),
+        "preset": ({**pair, "PRESET": "fine"}, "gsa has no presets|lmmse has no presets"),
+        "rank": ({**pair, "METHOD": "mpsrnet-diff", "OPTIONS": "prior_rank=99"}, "whole number from 1 to 12"),
     }
 
 
-BAD = "missing text same coarse far many few extent method overwrite folder tile weights".split()
+BAD = (
+    "missing text same coarse far many few extent method overwrite folder tile weights options preset rank"
+).split()
 
 
 @pytest.mark.parametrize("which", BAD)
@@ -298,6 +303,8 @@ def test_fixed_names(provider):
         "METHOD",
         "WEIGHTS",
         "ADAPT_STEPS",
+        "PRESET",
+        "OPTIONS",
         "EXTENT",
         "DEVICE",
         "OUTPUT",
