@@ -21,6 +21,7 @@ from ..methods.learned import load_network
 from ..methods.learned_planes import FORM
 from ..models.pretrained import PretrainedModel
 from ..protocol import Result
+from ..registry import METHODS, why_unavailable
 from ..weights import find_weights
 from .adapt import OneScene, parts_of, reduced_pair
 from .card import weights_card
@@ -119,6 +120,11 @@ def _check(job: TrainJob) -> Any:
     if job.method not in TRAINABLE:
         raise HyperSharpError(
             f"{job.method} cannot be trained", f"choose one of {', '.join(TRAINABLE)}", ErrorCode.USAGE
+        )
+    reason = why_unavailable(METHODS[job.method]) if job.method in METHODS else None
+    if reason:
+        raise HyperSharpError(
+            f"{job.method} {reason}", "install it into the backend's environment", ErrorCode.NO_ENVIRONMENT
         )
     if bool(job.cubes) == bool(job.hs and job.guide):
         raise HyperSharpError(

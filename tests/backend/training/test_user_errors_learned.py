@@ -294,3 +294,15 @@ def test_ctrl_c_keeps_the_best_weights_and_says_how_to_go_on(tmp_path, cube_fold
     assert cli.main([*inputs, *settings, "--resume"]) == 0
     assert "3 steps; weights of step" in capsys.readouterr().out
     assert not (output / "state.safetensors").exists()
+
+
+def test_a_method_whose_packages_are_missing_is_not_trained(tmp_path, cube_folder, refused, monkeypatch):
+    import dataclasses
+
+    from hypersharp.backend import registry
+
+    info = dataclasses.replace(registry.METHODS["s3rnet"], needs=("no_such_package",))
+    monkeypatch.setitem(registry.METHODS, "s3rnet", info)
+    output = tmp_path / "weights"
+    error = refused("train", "--cubes", cube_folder, "--method", "s3rnet", "-o", output)
+    assert "s3rnet needs no_such_package" in error and not output.exists()
