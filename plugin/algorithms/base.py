@@ -103,7 +103,7 @@ class HyperSharpAlgorithm(QgsProcessingAlgorithm):
             text = self.HELP.get(definition.name(), "")
             parts.append(f"<p><b>{escape(definition.description())}</b><br>{escape(tr(text))}</p>")
             if definition.name() in ("METHOD", "METHODS"):
-                parts.append(_method_list())
+                parts.append(_method_list(definition.options()))
         return "".join(parts)
 
     def helpUrl(self) -> str:
@@ -257,11 +257,12 @@ class FeedbackTalk:
         self._feedback.pushWarning(text)
 
 
-def _method_list() -> str:
-    """Return the methods with their summaries, as HTML."""
+def _method_list(ids: list[str]) -> str:
+    """Return the methods among some choices with their summaries, as HTML."""
     entries = (
         f"<li><i>{escape(info.id)}</i>: {escape(info.title)}. {escape(tr(info.summary))}</li>"
         for info in METHODS.values()
+        if info.id in ids
     )
     return f"<ul>{''.join(entries)}</ul>"
 

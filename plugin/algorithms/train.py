@@ -56,7 +56,10 @@ class TrainAlgorithm(HyperSharpAlgorithm):
             "A folder of hyperspectral rasters (GeoTIFF, ENVI), instead of a pair. Pairs are simulated from them with "
             "many ratios, guides, blurs and noises, so that the weights serve any pair of such sensors."
         ),
-        "METHOD": "What to train: s3rnet, or csakd, whose small network learns beside a larger one.",
+        "METHOD": (
+            "What to train. csakd trains its small network beside a larger one; mpsrnet-diff draws a prior of every "
+            "training pair first, which takes long."
+        ),
         "WEIGHTS": (
             "Name or folder of weights to start from: training on a pair needs far fewer steps then. Empty: new ones."
         ),

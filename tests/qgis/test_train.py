@@ -202,6 +202,8 @@ def test_methods_and_the_time_left(provider, monkeypatch):
     algorithm = QgsApplication.processingRegistry().algorithmById("hypersharp:train")
     method = algorithm.parameterDefinition("METHOD")
     assert method.usesStaticStrings() and list(method.options()) == list(TRAINABLE)
+    help_text = algorithm.shortHelpString()
+    assert "<i>s3rnet</i>" in help_text and "<i>gsa</i>" not in help_text
     from hypersharp.backend.protocol import Progress
 
     monkeypatch.setattr(base, "TELL_TIME_EVERY_S", 0.0)
