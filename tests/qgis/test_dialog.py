@@ -333,6 +333,31 @@ def test_the_time_counts_the_network_and_adaptation(dialog, monkeypatch):
     assert fusion_dialog.learned_time(600, 0, "auto") == "about 10 min on the CPU; less on a GPU"
 
 
+def test_a_method_is_asked_for_its_own_options(dialog, monkeypatch):
+    from hypersharp.plugin import api
+
+    options = dialog.method_options
+    preset, rank = (options.fields["mpsrnet-diff", name] for name in ("preset", "prior_rank"))
+    choose(dialog, "mpsrnet-diff")
+    assert preset.isVisible() and rank.isVisible()
+    assert (preset.currentData(), rank.value(), rank.maximum()) == ("quick", 3, 12)
+    assert options.values() == {}  # the method's own defaults need not be said
+    settled = ("mpsrnet-diff", "same", 2.0, False)
+    quick = dialog._pair.estimate(*settled).seconds
+    preset.setCurrentIndex(preset.findData("fine"))
+    rank.setValue(6)
+    assert options.values() == {"preset": "fine", "prior_rank": 6}
+    assert dialog._pair.estimate(*settled, parameters=options.values()).seconds > quick
+    asked = []
+    monkeypatch.setattr(api, "fuse", lambda *_args, **options: asked.append(options["parameters"]))
+    monkeypatch.setattr(dialog.learned, "problem", lambda: None)
+    dialog.run()
+    choose(dialog, "gsa")
+    assert not preset.isVisible() and not rank.isVisible()
+    dialog.run()
+    assert asked == [{"preset": "fine", "prior_rank": 6}, {}]
+
+
 def test_a_learned_method_from_the_dialog(dialog, backend, tmp_path):
     """Method, weights, adaptation and device reach the worker."""
     choose(dialog, "s3rnet")
