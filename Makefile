@@ -62,8 +62,8 @@ ranking: env  ## do the indices rank right? writes the section of docs/metrics.m
 quality: env  ## the table of methods on the cubes of the data folder
 	$(PY) .ci/quality_table.py
 
-learned-table: env  ## what the shipped weights gain over lmmse, into docs/models.md
-	$(PY) .ci/learned_table.py --adapt 120 --into docs/models.md
+learned-table: env  ## what the shipped weights gain over lmmse, into docs/benchmarks.md
+	$(PY) .ci/learned_table.py --adapt 120 --into docs/benchmarks.md
 
 gpu: env  ## what needs CUDA: parity tests, and the networks' speed; skipped with a reason elsewhere
 	$(PY) -m pytest -p no:pytest_qgis -q -m gpu tests/backend
