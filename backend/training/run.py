@@ -62,7 +62,7 @@ def run_train(job: TrainJob, control: Control | None = None) -> Result:
     student = build(preset.student) if preset.student else None
     if job.weights:
         start, _ = load_network(find_weights(job.weights), type(model))
-        _take_over(student or model, start)
+        model = _taken_over(model, student, start)
     draw = None
     if preset.prior:
         from ..methods.mpsrnet_diff import prior_drawer  # only there are diffusers needed
@@ -186,14 +186,24 @@ def _make(folder: Path) -> None:
         raise HyperSharpError(f"cannot write into {folder}", "choose another folder", ErrorCode.OUTPUT)
 
 
-def _take_over(model: PretrainedModel, start: PretrainedModel) -> None:
-    if model.config != start.config:
+def _taken_over(
+    model: PretrainedModel, student: PretrainedModel | None, start: PretrainedModel
+) -> PretrainedModel:
+    """Return the network to train from a start; a student takes it over, and its teacher begins anew.
+
+    Weights keep the widths that they were made with, whatever the preset is now, but a student's must fit its
+    teacher's.
+    """
+    if student is None:
+        return start
+    if student.config != start.config:
         raise HyperSharpError(
             "the weights to start from are of another configuration",
             "start from weights of the same method and version",
             ErrorCode.NO_WEIGHTS,
         )
-    model.load_state_dict(start.state_dict())
+    student.load_state_dict(start.state_dict())
+    return model
 
 
 def split_cubes(cubes: Sequence[Cube], held_out: Sequence[str], seed: int) -> tuple[list[Cube], list[Cube]]:

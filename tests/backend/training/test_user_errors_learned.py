@@ -306,3 +306,20 @@ def test_a_method_whose_packages_are_missing_is_not_trained(tmp_path, cube_folde
     output = tmp_path / "weights"
     error = refused("train", "--cubes", cube_folder, "--method", "s3rnet", "-o", output)
     assert "s3rnet needs no_such_package" in error and not output.exists()
+
+
+def test_training_goes_on_from_weights_of_other_widths(tmp_path, cube_folder, monkeypatch):
+    """Shipped weights may be of an earlier preset; a student must fit its teacher all the same."""
+    from hypersharp.backend.models.pretrained import from_pretrained
+    from hypersharp.backend.training import run as training_run
+
+    monkeypatch.setattr(training_run, "VALIDATION_EXAMPLES", 1)
+    start, output = weights(tmp_path / "start", SMALL_MBFN), tmp_path / "weights"
+    inputs = ["train", "--cubes", str(cube_folder), "-o", str(output), "--weights", start]
+    settings = ["--steps", "2", "--validate-every", "2"]
+    assert cli.main([*inputs, *settings, "--method", "csakd"]) == 2
+    assert cli.main([*inputs, *settings, "--method", "s3rnet"]) == 0
+    before, after = from_pretrained(start), from_pretrained(output)
+    assert after.config == before.config == SMALL_MBFN
+    moved = [float((a - b).abs().max()) for a, b in zip(after.parameters(), before.parameters())]
+    assert 0 < max(moved) < 0.1
