@@ -280,8 +280,8 @@ METHODS: dict[str, MethodInfo] = {
             needs=("diffusers",),
             needs_weights=True,
             relative_cost=2.5,
-            network_seconds=400.0,
-            adapt_seconds=0.5,
+            network_seconds=150.0,
+            adapt_seconds=1.0,
             options=(
                 MethodOption(
                     "preset",
@@ -289,7 +289,7 @@ METHODS: dict[str, MethodInfo] = {
                     "Steps of the diffusion: quick takes 10, standard 20, fine 50; more take longer.",
                     "quick",
                     choices=PRESETS,
-                    network_times=(1.0, 1.8, 4.3),
+                    network_times=(1.0, 1.7, 3.9),
                 ),
                 MethodOption(
                     "prior_rank",
@@ -298,7 +298,7 @@ METHODS: dict[str, MethodInfo] = {
                     3,
                     least=1,
                     most=12,
-                    network_times=(1.0, 1.8, 2.6, 3.4),
+                    network_times=(1.0, 1.6, 2.3, 3.0),
                 ),
             ),
         ),
