@@ -52,6 +52,11 @@ def weights_problem(weights: str) -> Optional[str]:
     return f"{folder} holds no weights: there is no {' and no '.join(missing)}" if missing else None
 
 
+def absolute_weights(weights: str) -> str:
+    """Return weights as a job for another process names them: a shipped name as it is, a folder by its full path."""
+    return weights if weights in shipped_names() else str(Path(weights).expanduser().absolute())
+
+
 def find_weights(weights: str) -> Path:
     """Return the folder of weights given by a shipped name or by a folder.
 

@@ -23,6 +23,7 @@ from qgis.core import (
 from ..backend import registry
 from ..backend.errors import ErrorCode, HyperSharpError
 from ..backend.job import DEFAULT_METHOD, FuseJob
+from ..backend.weights import absolute_weights
 from . import layers, log, pair, settings, worker_process
 from .compat import WKT_PREFERRED
 from .rasters import LayerOrPath, read_facts, source_path
@@ -69,6 +70,8 @@ def make_job(
     for name in ("report", "metrics", "maps"):
         if options.get(name):
             options[name] = os.path.abspath(os.fspath(options[name]))
+    if options.get("weights"):
+        options["weights"] = absolute_weights(os.fspath(options["weights"]))
     if output is None:
         output = QgsProcessingUtils.generateTempFilename("fused.tif")
     return FuseJob(

@@ -31,7 +31,7 @@ from ...backend.job import (
     TRAINABLE,
     TrainJob,
 )
-from ...backend.weights import weights_problem
+from ...backend.weights import absolute_weights, weights_problem
 from .. import log, pair
 from ..log import tr
 from ..rasters import read_facts, source_path
@@ -183,6 +183,7 @@ class TrainAlgorithm(HyperSharpAlgorithm):
         """Return the job."""
         cubes = self.parameterAsFile(parameters, "CUBES", context)
         leave_out = self.parameterAsString(parameters, "LEAVE_OUT", context)
+        weights = self.parameterAsString(parameters, "WEIGHTS", context).strip()
         return TrainJob(
             output=os.path.abspath(self.parameterAsString(parameters, "WEIGHTS_FOLDER", context)),
             method=self.parameterAsEnumString(parameters, "METHOD", context),
@@ -191,7 +192,7 @@ class TrainAlgorithm(HyperSharpAlgorithm):
             cubes=os.path.abspath(cubes) if cubes else None,
             steps=self.parameterAsInt(parameters, "STEPS", context),
             resume=self.parameterAsBoolean(parameters, "RESUME", context),
-            weights=self.parameterAsString(parameters, "WEIGHTS", context).strip() or None,
+            weights=absolute_weights(weights) if weights else None,
             leave_out=[name.strip() for name in leave_out.split(",") if name.strip()],
             device=self.parameterAsEnumString(parameters, "DEVICE", context),
             seed=self.parameterAsInt(parameters, "SEED", context),

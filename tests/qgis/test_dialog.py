@@ -252,6 +252,9 @@ def test_api_refuses_before_it_starts(pair, tmp_path):
     assert task.alive() == []
     job = make_job(hs, pan, extent=hs.extent())
     assert job.extent == (500000, 5400000 - 480, 500480, 5400000)
+    # The worker has a working folder of its own.
+    assert make_job(hs, pan, method="s3rnet", weights="s3rnet").weights == "s3rnet"
+    assert make_job(hs, pan, method="s3rnet", weights="mine").weights == os.path.abspath("mine")
 
 
 def test_api_blocking(pair, backend, tmp_path):

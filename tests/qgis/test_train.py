@@ -68,7 +68,7 @@ def pair(make_raster):
     }
 
 
-def test_weights_from_a_pair_fuse_it(provider, backend, pair, tmp_path):
+def test_weights_from_a_pair_fuse_it(provider, backend, pair, tmp_path, monkeypatch):
     heard = Heard()
     folder = tmp_path / "weights"
     made = run("train", heard, **pair, METHOD="s3rnet", STEPS=3, SEED=5, WEIGHTS_FOLDER=str(folder))
@@ -90,8 +90,9 @@ def test_weights_from_a_pair_fuse_it(provider, backend, pair, tmp_path):
         REPORT=None,
     )
     assert QgsRasterLayer(fused["OUTPUT"]).isValid()
-    # And training can start from them.
-    again = run("train", **pair, WEIGHTS=str(folder), STEPS=1, WEIGHTS_FOLDER=str(tmp_path / "more"))
+    # And training can start from them, by a path that is relative to QGIS's working folder too.
+    monkeypatch.chdir(tmp_path)
+    again = run("train", **pair, WEIGHTS="weights", STEPS=1, WEIGHTS_FOLDER=str(tmp_path / "more"))
     assert json.loads((Path(again["WEIGHTS_FOLDER"]) / "config.json").read_text())["training"]["data"]
 
 
