@@ -77,6 +77,7 @@ GROUPS = {
         r: replace(MINE, rule=r) for r in ("pca", "rrqr", "mvpca", "equal")
     },
     "Base bands": {f"{n}": replace(MINE, rank=n) for n in (3, 6)},
+    "Steps (default otherwise: the presets)": {f"{n}": replace(MINE, steps=n) for n in (10, 20, 50)},
     "Steps (network and data alone)": {f"{n}": replace(ALONE, steps=n) for n in (10, 20, 50, 100)},
     "Start (default otherwise)": {
         "noise": MINE,
