@@ -310,10 +310,10 @@ class Trainer:
         own = _copy(net)
         net.load_state_dict(self.averages[name])
         net.eval()
-        gains = []
-        for example in self.validation:
-            gains.append(psnr_gain(self.forward(net, example)[0].cpu(), example))
-        net.load_state_dict(own)
+        try:
+            gains = [psnr_gain(self.forward(net, e)[0].cpu(), e) for e in self.validation]
+        finally:  # a run that is stopped here must not go on from the averages
+            net.load_state_dict(own)
         return sum(gains) / len(gains)
 
     def validate(self) -> float:
