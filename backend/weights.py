@@ -69,8 +69,10 @@ def find_weights(weights: str) -> Path:
     folder = Path(weights).expanduser()
     if folder.is_dir():
         return folder
+    # A denoiser has no input form; nobody wants it as a method's weights.
+    networks = [name for name in names if _kind(SHIPPED / name)]
     raise HyperSharpError(
         f"there are no weights {weights!r}",
-        f"give a folder with config.json and model.safetensors, or one of: {', '.join(names) or 'none shipped'}",
+        f"give a folder with config.json and model.safetensors, or one of: {', '.join(networks) or 'none shipped'}",
         ErrorCode.NO_WEIGHTS,
     )
