@@ -35,7 +35,7 @@ from hypersharp.backend.scene import Scene
 from hypersharp.backend.training.cubes import read_cube as read_training_cube
 from hypersharp.backend.training.examples import mixed_seed
 from hypersharp.backend.training.pairs import PairSettings, draw_pair
-from hypersharp.backend.weights import SHIPPED
+from hypersharp.backend.weights import SHIPPED, shipped_for
 
 HELD_OUT = [
     "aviris_abu_urban-4",
@@ -79,8 +79,11 @@ def check_kept_out():
 def weights_word(method):
     """Return a word that changes with the code and the weights behind a method's results."""
     word = quality.digest(method)
-    for path in sorted(SHIPPED.glob("*/*.safetensors")):
-        if METHODS[method].needs_weights:
+    names = shipped_for(method)[:1] if METHODS[method].needs_weights else []
+    if names and METHODS[method].needs:  # the diffusion prior's denoiser
+        names.append("prior")
+    for name in names:
+        for path in sorted((SHIPPED / name).glob("*.safetensors")):
             word += hashlib.sha256(path.read_bytes()).hexdigest()[:8]
     return word
 
@@ -273,7 +276,8 @@ def main():
             2, "error: no cubes\nhint: put them into ../shared/data or name the folder in HYPERSHARP_DATA\n"
         )
     check_kept_out()
-    learned = [m for m, info in METHODS.items() if info.needs_weights]
+    # csakd's teacher is s3rnet under another name: the same network with the same weights.
+    learned = [m for m, info in METHODS.items() if info.needs_weights and m != "csakd-teacher"]
     methods = options.methods.split(",") if options.methods else CLASSICAL + learned
     todo = columns(methods, options.adapt)
     words = {m: weights_word(m) for _, m, _ in todo}

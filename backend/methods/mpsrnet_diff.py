@@ -14,6 +14,7 @@ from ..diffusion.cache import cached_prior
 from ..diffusion.prior import PRESETS, STAGE, Prior, PriorSettings, sample_prior
 from ..errors import ErrorCode, HyperSharpError
 from ..models.mpsrnet import MPSRNet
+from ..ops.selective_scan import KERNEL, scan_name
 from ..scene import Scene
 from .learned import CLOSED_FORM, PRIOR, LearnedFusion
 from .learned_planes import PRIOR_PLANES
@@ -87,6 +88,9 @@ class MPSRNetDiff(LearnedFusion):
         Raises:
             HyperSharpError: also no weights of the denoiser, or a scene too poor for the rank.
         """
+        self.scan = scan_name(scene.device)
+        if scene.device.type == "cuda" and self.scan != KERNEL:
+            control.warn(f"mamba-ssm's CUDA kernel is not there: the {self.scan} runs instead, slower")
         super().fit(scene, control)
         if self.prior is not None:
             # Of every component the prior's planes, and of every fine pixel the base, read from the whole scene's.
@@ -116,8 +120,8 @@ class MPSRNetDiff(LearnedFusion):
         return self.model(*inputs, origin=origin)[0]
 
     def describe(self) -> dict[str, Any]:
-        """Return what both stages found; the prior's data terms step by step under `prior`."""
-        facts = super().describe()
+        """Return what both stages found, and which scan ran; the prior's data terms step by step under `prior`."""
+        facts = {**super().describe(), "selective_scan": self.scan}
         if self.prior is not None:
             curves = {k: [round(v, 5) for v in values] for k, values in self.prior.curves.items()}
             facts["prior"] = {**self.prior.facts, "curves": curves, "from_cache": self.from_cache}

@@ -31,9 +31,13 @@ SHORTEST_CHUNK = 32
 """Cutting shorter than this does not pay."""
 
 
+KERNEL, OWN = "mamba-ssm kernel", "chunked torch scan"
+"""Names of the scans."""
+
+
 def scan_name(device: torch.device | str) -> str:
-    """Return which scan runs on a device: "mamba-ssm kernel" or "chunked torch scan"."""
-    return "mamba-ssm kernel" if _kernel(torch.device(device)) is not None else "chunked torch scan"
+    """Return which scan runs on a device: `KERNEL` or `OWN`."""
+    return KERNEL if _kernel(torch.device(device)) is not None else OWN
 
 
 @cache

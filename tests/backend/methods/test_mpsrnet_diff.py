@@ -372,3 +372,9 @@ def test_degrading_is_what_the_closed_form_agrees_with(scene, options):
     difference = found["fused"] - found["closed_form"]
     seen = degrade(difference, 3, method.closed.mtf_gain)[0]
     assert float(seen.std()) < 0.3 * float(difference.std())
+
+
+def test_it_says_which_scan_ran(scene, options, monkeypatch):
+    assert fitted(scene, options).describe()["selective_scan"] == "chunked torch scan"
+    monkeypatch.setattr(mpsrnet_diff, "scan_name", lambda device: "mamba-ssm kernel")
+    assert fitted(scene, options).describe()["selective_scan"] == "mamba-ssm kernel"
