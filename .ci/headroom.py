@@ -25,6 +25,7 @@ from hypersharp.backend.training.cubes import read_cube
 from hypersharp.backend.training.examples import make_example, mixed_seed
 from hypersharp.backend.training.pairs import PairSettings, draw_pair
 from hypersharp.backend.training.presets import COMPONENTS
+from pages import renew
 
 BEGIN, END = "<!-- headroom:begin -->", "<!-- headroom:end -->"
 SCENES = ["aviris_abu_airport-2", "aviris_abu_urban-1", "aviris_abu_beach-1", "aviris_sandiego_2"]
@@ -110,9 +111,7 @@ def main():
             print(lines[-1], flush=True)
     text = "\n".join(lines) + "\n"
     if options.into:
-        page = options.into.read_text(encoding="utf-8")
-        before, after = page.split(BEGIN)[0], page.split(END)[1]
-        options.into.write_text(f"{before}{BEGIN}\n{text}{END}{after}", encoding="utf-8")
+        renew(options.into, BEGIN, END, text)
     print(text)
 
 

@@ -36,6 +36,7 @@ from hypersharp.backend.training.cubes import read_cube as read_training_cube
 from hypersharp.backend.training.examples import mixed_seed
 from hypersharp.backend.training.pairs import PairSettings, draw_pair
 from hypersharp.backend.weights import SHIPPED, shipped_for
+from pages import renew
 
 HELD_OUT = [
     "aviris_abu_urban-4",
@@ -301,13 +302,7 @@ def main():
         options.results.write_text(json.dumps(results, indent=0))
     text = tables(results, [c[0] for c in todo if not c[2]], [c[0] for c in todo])
     if options.into:
-        page = options.into.read_text(encoding="utf-8")
-        if BEGIN not in page or END not in page:
-            parser.exit(
-                2, f"error: {options.into} has no {BEGIN} and {END}\nhint: put both lines where it goes\n"
-            )
-        before, after = page.split(BEGIN)[0], page.split(END)[1]
-        options.into.write_text(f"{before}{BEGIN}\n{text}{END}{after}", encoding="utf-8")
+        renew(options.into, BEGIN, END, text)
     print(text)
 
 

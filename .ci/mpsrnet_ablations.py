@@ -30,6 +30,7 @@ from hypersharp.backend.training.presets import COMPONENTS, PRESETS, build
 from hypersharp.backend.training.run import VALIDATION_PAIRS, VALIDATION_SEED, split_cubes
 from hypersharp.backend.training.trainer import Trainer, TrainSettings
 from learned_table import HELD_OUT
+from pages import renew
 from train_weights import VALIDATED_ON
 
 BEGIN, END = "<!-- ablations:begin -->", "<!-- ablations:end -->"
@@ -119,9 +120,7 @@ def main():
         )
     text = "\n".join(lines) + "\n"
     if options.into:
-        page = options.into.read_text(encoding="utf-8")
-        before, after = page.split(BEGIN)[0], page.split(END)[1]
-        options.into.write_text(f"{before}{BEGIN}\n{text}{END}{after}", encoding="utf-8")
+        renew(options.into, BEGIN, END, text)
     print(text)
 
 

@@ -38,6 +38,7 @@ from hypersharp.backend.metrics.sets import FullReferenceSet
 from hypersharp.backend.pair import Pair
 from hypersharp.backend.registry import load_method
 from hypersharp.backend.weights import SHIPPED, find_weights
+from pages import renew
 
 CUBES = [
     "rosis_pavia_bridge",
@@ -294,13 +295,7 @@ def main():
         return
     text = tables(Table(options.results, weights))
     if options.into:
-        page = options.into.read_text(encoding="utf-8")
-        if BEGIN not in page or END not in page:
-            parser.exit(
-                2, f"error: {options.into} has no {BEGIN} and {END}\nhint: put both lines where it goes\n"
-            )
-        before, after = page.split(BEGIN)[0], page.split(END)[1]
-        options.into.write_text(f"{before}{BEGIN}\n{text}{END}{after}", encoding="utf-8")
+        renew(options.into, BEGIN, END, text)
     print(text)
 
 

@@ -38,6 +38,7 @@ from hypersharp.backend.pair import survey_bands
 from hypersharp.backend.registry import METHODS, load_method, method_info, why_unavailable
 from hypersharp.backend.scene import Scene
 from hypersharp.backend.simulation.response import guide_response
+from pages import renew
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = Path(os.environ.get("HYPERSHARP_DATA") or ROOT.parent / "shared" / "data")
@@ -274,13 +275,7 @@ def main():
     options.output.parent.mkdir(parents=True, exist_ok=True)
     options.output.write_text(text, encoding="utf-8")
     if options.into:
-        page = options.into.read_text(encoding="utf-8")
-        if BEGIN not in page or END not in page:
-            parser.exit(
-                2, f"error: {options.into} has no {BEGIN} and {END}\nhint: put both lines where it goes\n"
-            )
-        before, after = page.split(BEGIN)[0], page.split(END)[1]
-        options.into.write_text(f"{before}{BEGIN}\n{text}{END}{after}", encoding="utf-8")
+        renew(options.into, BEGIN, END, text)
     print(text)
 
 
