@@ -25,6 +25,30 @@ def considerate(monkeypatch):
 
 
 @pytest.fixture
+def provider(qgis_app, qgis_processing, qgis_new_project):
+    """The provider, registered as the plugin does."""
+    from hypersharp.plugin.provider import HyperSharpProvider
+    from qgis.core import QgsApplication
+
+    provider = HyperSharpProvider()
+    QgsApplication.processingRegistry().addProvider(provider)
+    yield provider
+    QgsApplication.processingRegistry().removeProvider(provider)
+
+
+@pytest.fixture
+def backend():
+    """Skip where there is no fusion environment, saying why."""
+    from hypersharp.backend.errors import HyperSharpError
+    from hypersharp.plugin import environment
+
+    try:
+        environment.worker_command()
+    except HyperSharpError as error:
+        pytest.skip(f"no fusion environment here: {error.message}")
+
+
+@pytest.fixture
 def fake():
     """The command line of a worker that plays a part (see fake_worker.py)."""
     return lambda how: [sys.executable, "-I", str(HERE / "fake_worker.py"), how]

@@ -10,7 +10,7 @@ pytest.importorskip("qgis.core")
 
 from hypersharp.backend.errors import ErrorCode, HyperSharpError
 from hypersharp.backend.job import CompareJob
-from hypersharp.plugin import compare_group, environment, layers
+from hypersharp.plugin import compare_group, layers
 from pytest_qgis.utils import wait
 from qgis.core import QgsProject, QgsRasterLayer, QgsRectangle
 
@@ -23,15 +23,6 @@ def wait_until(condition, seconds=180):
     while not condition():
         assert time.monotonic() < end, "nothing happened in time"
         wait(20)
-
-
-@pytest.fixture
-def backend():
-    """Skip where there is no fusion environment, saying why."""
-    try:
-        environment.worker_command()
-    except HyperSharpError as error:
-        pytest.skip(f"no fusion environment here: {error.message}")
 
 
 @pytest.fixture

@@ -32,15 +32,6 @@ def commands(monkeypatch):
 
 
 @pytest.fixture
-def backend():
-    """Skip where there is no fusion environment, saying why."""
-    try:
-        environment.worker_command()
-    except HyperSharpError as error:
-        pytest.skip(f"no fusion environment here: {error.message}")
-
-
-@pytest.fixture
 def pair(qgis_new_project, make_raster):
     """Two layers in the project."""
     hs = QgsRasterLayer(

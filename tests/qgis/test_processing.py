@@ -8,11 +8,9 @@ import pytest
 
 pytest.importorskip("qgis.core")
 
-from hypersharp.backend.errors import HyperSharpError
 from hypersharp.backend.registry import method_ids
 from hypersharp.plugin import environment, worker_process
 from hypersharp.plugin.pair import read_pair
-from hypersharp.plugin.provider import HyperSharpProvider
 from hypersharp.plugin.rasters import read_facts
 from qgis.core import (
     QgsApplication,
@@ -25,23 +23,6 @@ from qgis.core import (
 
 PARIS = ("paris_hyperion_hs_30m.tif", "paris_ali_pan_10m.tif")
 BERLIN = ("berlin_enmapsim_hs_30m.tif", "berlin_hymap_msi_3p6m.tif")
-
-
-@pytest.fixture
-def provider(qgis_app, qgis_processing, qgis_new_project):
-    provider = HyperSharpProvider()
-    QgsApplication.processingRegistry().addProvider(provider)
-    yield provider
-    QgsApplication.processingRegistry().removeProvider(provider)
-
-
-@pytest.fixture
-def backend():
-    """Skip where there is no fusion environment, saying why."""
-    try:
-        environment.worker_command()
-    except HyperSharpError as error:
-        pytest.skip(f"no fusion environment here: {error.message}")
 
 
 class Heard(QgsProcessingFeedback):

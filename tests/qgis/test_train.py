@@ -7,31 +7,12 @@ import pytest
 
 pytest.importorskip("qgis.core")
 
-from hypersharp.backend.errors import HyperSharpError
 from hypersharp.backend.job import TRAINABLE
 from hypersharp.plugin import environment, worker_process
 from hypersharp.plugin.algorithms import base
-from hypersharp.plugin.provider import HyperSharpProvider
 from qgis.core import QgsApplication, QgsProcessingException, QgsProcessingFeedback, QgsRasterLayer
 
 WAVELENGTHS = [450, 550, 650, 850, 1600, 2200]
-
-
-@pytest.fixture
-def provider(qgis_app, qgis_processing, qgis_new_project):
-    provider = HyperSharpProvider()
-    QgsApplication.processingRegistry().addProvider(provider)
-    yield provider
-    QgsApplication.processingRegistry().removeProvider(provider)
-
-
-@pytest.fixture
-def backend():
-    """Skip where there is no fusion environment, saying why."""
-    try:
-        environment.worker_command()
-    except HyperSharpError as error:
-        pytest.skip(f"no fusion environment here: {error.message}")
 
 
 class Heard(QgsProcessingFeedback):
