@@ -14,6 +14,8 @@ from .protocol import Log, Memory, Progress
 
 T = TypeVar("T")
 MESSAGE_INTERVAL_S = 0.1
+ETA_AFTER_S = 0.5
+"""Seconds before which no time left is foretold."""
 
 
 class Control:
@@ -120,7 +122,7 @@ class Control:
         fraction = min(1.0, self._finished_weight + self._weight * self._done / self._total)
         elapsed = now - self._started
         own = fraction - self._before
-        eta = elapsed * (1.0 - fraction) / own if own > 0.02 and elapsed > 0.5 else None
+        eta = elapsed * (1.0 - fraction) / own if own > 0.02 and elapsed > ETA_AFTER_S else None
         self._emit(
             Progress(
                 self._name,

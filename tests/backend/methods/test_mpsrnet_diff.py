@@ -261,6 +261,7 @@ def run(files, folder, options, control=None, **more):
 
 def test_progress_goes_over_both_stages_to_the_end(files, tmp_path, options, monkeypatch):
     monkeypatch.setattr(control_module, "MESSAGE_INTERVAL_S", 0.0)
+    monkeypatch.setattr(control_module, "ETA_AFTER_S", 0.0)
     for known in (False, True):
         said = []
         run(files, tmp_path, options, Control(said.append), report=str(tmp_path / "r.html"))
@@ -307,7 +308,8 @@ def test_methods_of_one_piece_have_no_stages(files, tmp_path):
     assert "<h2>Stages</h2>" not in page and "drawn by diffusion" not in page
 
 
-def test_a_cancel_leaves_neither_output_nor_prior(files, tmp_path, options):
+def test_a_cancel_leaves_neither_output_nor_prior(files, tmp_path, options, monkeypatch):
+    monkeypatch.setattr(control_module, "MESSAGE_INTERVAL_S", 0.0)
     stage = []
 
     def listen(message):

@@ -10,6 +10,7 @@ from hypersharp.backend.methods.learned_planes import (
     COARSE_PLANES,
     FINE_PLANES,
     OUTPUTS,
+    PRIOR_PLANES,
     Subspace,
     component_statistics,
     consistent,
@@ -207,5 +208,7 @@ def test_presets_are_compact_and_begin_at_the_closed_form(cubes):
             net = build(config)
             assert net.parameter_count() < 400_000
             with torch.no_grad():
-                out = net(example.coarse.float(), example.fine.float())[0]
-            assert abs(psnr_gain(out, example)) < 0.1
+                prior = example.fine[:, :PRIOR_PLANES] if preset.prior else None
+                planes = [x.float() for x in (example.coarse, example.fine, prior) if x is not None]
+                out = net(*planes)[0]
+            assert abs(psnr_gain(out, dataclasses.replace(example, prior=prior))) < 0.1
