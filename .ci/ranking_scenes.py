@@ -22,15 +22,10 @@ import hypersharp.backend.methods as package
 import numpy as np
 import rasterio
 import torch
-from hypersharp.backend.assessment import (
-    InterpolatedSource,
-    MethodSource,
-    compare_with_reference,
-    full_resolution,
-    why_not_reduced,
-)
+from hypersharp.backend.assessment import compare_with_reference, full_resolution, why_not_reduced
 from hypersharp.backend.control import Control
 from hypersharp.backend.degradation import degrade
+from hypersharp.backend.fused_source import InterpolatedSource, MethodSource
 from hypersharp.backend.io.source import Source, TensorSource
 from hypersharp.backend.io.wavelengths import read_band_table
 from hypersharp.backend.registry import METHODS, load_method, why_unavailable

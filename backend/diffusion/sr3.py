@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..errors import ErrorCode, HyperSharpError
+from ..models.convert import read_checkpoint
 from ..models.pretrained import WEIGHTS_NAME, PretrainedModel, from_pretrained, register_model
 
 PREFIXES = ("module.", "netG.", "denoise_fn.")
@@ -308,14 +309,7 @@ def convert_checkpoint(path: str | Path, folder: str | Path, half: bool = True) 
     Raises:
         HyperSharpError: code `no_weights`; the file cannot be read safely or is of another network.
     """
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises a dozen kinds for what is no plain checkpoint
-        raise HyperSharpError(
-            f"cannot read {path} as plain tensors: {str(error).splitlines()[0]}",
-            "a checkpoint must hold a state dict and nothing else",
-            ErrorCode.NO_WEIGHTS,
-        ) from error
+    content = read_checkpoint(path)
     if not isinstance(content, dict) or not all(isinstance(v, Tensor) for v in content.values()):
         raise HyperSharpError(
             f"{path} holds no state dict", "give the file that ends in _gen.pth", ErrorCode.NO_WEIGHTS

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import re
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -126,20 +127,29 @@ def convert_state(state: dict[str, Tensor], student: bool | None = None, ratio: 
     return model.eval()
 
 
-def convert_checkpoint(path: str | Path, folder: str | Path, ratio: int = 4) -> MBFN:
-    """Read an official `.pth` file and write a weights folder; return the network.
+def read_checkpoint(path: str | Path) -> Any:
+    """Return what a `.pth` file holds, read without unpickling anything but tensors and plain containers.
 
     Raises:
-        HyperSharpError: code `no_weights`; the file cannot be read safely or is of another network.
+        HyperSharpError: code `no_weights`; the file cannot be read so.
     """
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises a dozen kinds for what is no plain checkpoint
         raise HyperSharpError(
             f"cannot read {path} as plain tensors: {str(error).splitlines()[0]}",
             "a checkpoint must hold a state dict and nothing else",
             ErrorCode.NO_WEIGHTS,
         ) from error
+
+
+def convert_checkpoint(path: str | Path, folder: str | Path, ratio: int = 4) -> MBFN:
+    """Read an official `.pth` file and write a weights folder; return the network.
+
+    Raises:
+        HyperSharpError: code `no_weights`; the file cannot be read safely or is of another network.
+    """
+    content = read_checkpoint(path)
     if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
         content = content["state_dict"]
     if not isinstance(content, dict) or not all(isinstance(v, Tensor) for v in content.values()):
