@@ -25,8 +25,8 @@ from hypersharp.backend.weights import SHIPPED
 from learned_table import HELD_OUT
 
 VALIDATED_ON = ["aviris_abu_urban-1", "aviris_abu_airport-2", "aviris_abu_beach-2"]
-STEPS = {"csakd": 2600, "hyfusion": 800, "mpsrnet-diff": 800}
-"""What two shared CPU cores made in an hour; with a GPU, take more."""
+STEPS = {"csakd": 4000, "hyfusion": 1800, "mpsrnet-diff": 2400}
+"""What two CPU cores make in about an hour; with a GPU, take more."""
 SCENES_A_STEP = 2
 BUILT = quality.ROOT / "build" / "weights"
 
@@ -38,6 +38,7 @@ def job(method: str, steps: int, device: str) -> TrainJob:
         output=str(folder),
         method=method,
         cubes=str(quality.DATA / "cubes"),
+        photographs=str(quality.DATA / "rgb"),
         steps=steps,
         batch=SCENES_A_STEP,
         resume=(folder / TRAIN_STATE).is_file(),

@@ -123,6 +123,11 @@ def build_parser() -> argparse.ArgumentParser:
     train.add_argument("hs", metavar="HS", nargs="?", help="hyperspectral raster")
     train.add_argument("guide", metavar="GUIDE", nargs="?", help="finer panchromatic or multispectral raster")
     train.add_argument("--cubes", metavar="FOLDER", help="instead of a pair: train on the cubes in it")
+    train.add_argument(
+        "--photographs",
+        metavar="FOLDER",
+        help="aerial photographs that lend their structure to half of the scenes drawn from --cubes",
+    )
     train.add_argument("--method", required=True, help=f"one of {', '.join(TRAINABLE)}")
     train.add_argument("-o", "--output", required=True, metavar="WEIGHTS", help="weights folder to write")
     train.add_argument(
@@ -234,6 +239,7 @@ def _train_job(args: argparse.Namespace) -> TrainJob:
         hs=args.hs,
         guide=args.guide,
         cubes=args.cubes,
+        photographs=args.photographs,
         steps=args.steps,
         batch=args.batch,
         resume=args.resume,

@@ -192,6 +192,8 @@ class TrainJob:
         method: one of `TRAINABLE` ("csakd" trains a student beside its teacher).
         hs, guide: paths of a pair (scene-adaptive training by Wald's protocol); or
         cubes: path of a folder with hyperspectral cubes.
+        photographs: path of a folder with aerial photographs that lend their structure to half of the scenes drawn
+            from cubes; None for none.
         steps: training steps.
         batch: scenes whose gradients a step adds up.
         resume: continue an interrupted run whose state lies in `output`.
@@ -210,6 +212,7 @@ class TrainJob:
     hs: Optional[str] = None
     guide: Optional[str] = None
     cubes: Optional[str] = None
+    photographs: Optional[str] = None
     steps: int = DEFAULT_TRAIN_STEPS
     batch: int = 1
     resume: bool = False

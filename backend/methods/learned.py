@@ -139,7 +139,10 @@ class LearnedFusion(FusionMethod):
             if tell is not None:
                 tell(PRIOR, drawn[own])
             del drawn
-        correction = self.correct(self.closed.registered(wide), subspace.coefficients(image), prior)
+        estimate = subspace.coefficients(image)
+        others = self.closed.other_coefficients(wide, min(self.components, len(estimate)))
+        self._control.check()
+        correction = self.correct(self.closed.registered(wide), estimate, others, prior)
         fused = image[own].clone()
         flat = fused.view(len(fused), -1)
         basis = subspace.basis[:, : len(correction)].to(flat)
@@ -154,12 +157,15 @@ class LearnedFusion(FusionMethod):
         """Return how priors of training pairs are drawn (see `training.examples.DrawPrior`); None for none."""
         return None
 
-    def correct(self, tile: Tile, estimate: Tensor, prior: Tensor | None = None) -> Tensor:
+    def correct(
+        self, tile: Tile, estimate: Tensor, others: list[Tensor], prior: Tensor | None = None
+    ) -> Tensor:
         """Return the correction of the first components on a tile's own pixels, `[K, rows, cols]`.
 
         Args:
             tile: of whole coarse pixels, in register.
             estimate: the closed form's coefficients, `[rank, rows, cols]`.
+            others: the other forms', each `[K, rows, cols]`.
             prior: the prior's, where the network takes one.
         """
         ratio, gain = tile.ratio, tile.mtf_hs
@@ -177,7 +183,7 @@ class LearnedFusion(FusionMethod):
         seen = grown(tile.guide_mask, FILL_REACH)[top : top + guide.shape[1], left : left + guide.shape[2]]
         mean = self.statistics.guide_mean.to(guide)[:, None, None]
         guide = torch.where(seen, guide, mean)
-        planes = make_planes(estimate[:k], coarse, guide, self.statistics, ratio, gain)
+        planes = make_planes(estimate[:k], coarse, guide, others, self.statistics, ratio, gain)
         inputs = [planes.coarse, planes.fine]
         seen_prior = None
         if prior is not None:

@@ -9,6 +9,7 @@ the guide's bands, nor the ratio is built in. docs/models.md says what was tried
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -21,16 +22,20 @@ from ..io.source import Source
 from ..scene import MomentAccumulator, Scene
 from .injection import ridge_solve
 
-FORM = "subspace-1"
+FORM = "subspace-2"
 """Name of this contract in config.json; weights of another one are refused."""
+OTHER_FORMS = ("hysure", "sylvester", "bayes", "lmmse-local", "lmmse-global")
+"""Results that a network may lean towards: posterior means under a linear model with blur and noise, each under another
+prior, and the closed form itself with gains that are all but local and all but the same everywhere. What they get
+wrong is not what `lmmse` gets wrong."""
 COARSE_PLANES = 7
-FINE_PLANES = 14
-OUTPUTS = 6
+FINE_PLANES = 15 + len(OTHER_FORMS)
+READ = (1, 3, 4, 5, 6, *range(15, FINE_PLANES))
+"""Fine planes whose weighted sum is part of a correction: the closed form's detail, that less a linear, less a
+non-linear and less a multiplicative injection of the guide's, a sharpening, and how the other forms differ."""
+OUTPUTS = len(READ) + 1
 """What a network returns: weights of the planes `READ` and a free term; with a prior, one more before the last: the
 weight of how the prior differs."""
-READ = (1, 3, 4, 5, 6)
-"""Fine planes whose weighted sum is part of a correction: the closed form's detail, that less a linear, less a
-non-linear and less a multiplicative injection of the guide's, and a sharpening."""
 PRIOR_PLANES = 2
 """Planes of a prior (MPSRNet-Diff): how it differs from the closed form, in units, and its detail."""
 CONTRAST_FLOOR = 0.1
@@ -42,6 +47,8 @@ DARKEST, BRIGHTEST = 0.05, 20.0
 NONLINEAR_RIDGE = 1e-3
 FREE = 0.5
 """Size of the free term, relative to the detail to expect."""
+MANY_BANDS = 8
+"""Bands from which on a guide tells a network nothing new by their number."""
 LIMIT = 8.0
 """Planes are clipped to this many units: a dead pixel must not drive a network."""
 ROUGHNESS_OF_NOISE = 1.9544
@@ -272,6 +279,7 @@ def make_planes(
     estimate: Tensor,
     coarse: Tensor,
     guide: Tensor,
+    others: Sequence[Tensor],
     statistics: ComponentStatistics,
     ratio: int,
     gain: float,
@@ -282,6 +290,7 @@ def make_planes(
         estimate: the closed form's coefficients, `[K, rows * ratio, cols * ratio]`.
         coarse: coefficients of the coarse HS image, `[K or more, rows, cols]`.
         guide: `[guide bands, rows * ratio, cols * ratio]`, without nodata.
+        others: the coefficients of each of `OTHER_FORMS`, `[K or more, rows * ratio, cols * ratio]`.
         statistics: of at least K components.
         ratio: fine pixels per coarse pixel.
         gain: the HS sensor's MTF gain at Nyquist.
@@ -323,6 +332,7 @@ def make_planes(
     constants = (explained, roughness, detail / scale)
     place = torch.arange(k, device=estimate.device, dtype=estimate.dtype)[:, None, None] / 8
     inverse_ratio = torch.full_like(place, 2.0 / ratio)
+    guide_bands = torch.full_like(place, min(len(guide), MANY_BANDS) / MANY_BANDS)
     fine = torch.stack(
         [
             estimate / scale,
@@ -334,7 +344,8 @@ def make_planes(
             sharpening(estimate) / detail,
             edges * 2,
             activity,
-            *(flat(c, own) for c in (*constants, place, inverse_ratio)),
+            *(flat(c, own) for c in (*constants, place, inverse_ratio, guide_bands)),
+            *((other[:k] * signs - estimate) / (detail * remains) for other in others),
         ],
         dim=1,
     )

@@ -32,6 +32,11 @@ def weights_card(method: str, model: PretrainedModel, facts: dict[str, Any], out
             f"Validated, for early stopping, on {', '.join(data['validated_on'])}. "
             f"Kept out of both: {', '.join(data['left_out']) or 'none'}."
         )
+        if data.get("photographs"):
+            source += (
+                f"\nHalf of the pairs take their structure from {data['photographs']:,} aerial photographs "
+                "(docs/models.md)."
+            )
     return f"""# Weights for `{method}`
 
 * Network: class `{model.model_name}`, {model.parameter_count():,} parameters, stored in half precision.

@@ -17,10 +17,13 @@ from ..methods.learned_planes import component_statistics, consistent, make_plan
 from ..scene import Scene
 from .cubes import Cube
 from .pairs import Dice, PairSettings, TrainingPair, draw_pair
+from .photographs import decode, scene_of
 
 MOST_BANDS = 64
 """Bands, evenly spread, in which errors are counted."""
 TRIES = 20
+PHOTOGRAPHED = 0.5
+"""Share of the examples that take their structure from a photograph, where there are any."""
 
 
 @dataclass
@@ -82,7 +85,8 @@ def make_example(pair: TrainingPair, components: int, draw_prior: DrawPrior | No
     k = min(components, len(estimate))
     coarse = closed.subspace.coefficients(tile.hs)
     guide = closed.registered(tile).guide
-    planes = make_planes(estimate[:k], coarse, guide, statistics, scene.ratio, closed.mtf_gain)
+    others = closed.other_coefficients(tile, k)
+    planes = make_planes(estimate[:k], coarse, guide, others, statistics, scene.ratio, closed.mtf_gain)
     prior = None
     if draw_prior is not None:
         drawn = closed.subspace.coefficients(draw_prior(scene)(image))[:k]
@@ -162,6 +166,7 @@ class ExampleStream:
         window: examples that may be drawn at a step.
         renew: steps after which the oldest one is replaced.
         draw_prior: see `make_example`.
+        photographs: encoded aerial photographs; `PHOTOGRAPHED` of the examples take their structure from one.
     """
 
     def __init__(
@@ -173,7 +178,9 @@ class ExampleStream:
         window: int = 64,
         renew: int = 4,
         draw_prior: DrawPrior | None = None,
+        photographs: Sequence[bytes] = (),
     ) -> None:
+        self.photographs = list(photographs)
         self.cubes, self.settings, self.components = list(cubes), settings, components
         self.seed, self.window, self.renew = seed, window, renew
         self.draw_prior = draw_prior
@@ -192,6 +199,8 @@ class ExampleStream:
             generator = torch.Generator().manual_seed(mixed_seed(self.seed, index, attempt))
             cube = self.cubes[(index + attempt) % len(self.cubes)]
             try:
+                if self.photographs:
+                    cube = self._photographed(cube, Dice(generator))
                 pair = draw_pair(cube, self.settings, generator)
                 example = make_example(pair, self.components, self.draw_prior)
             except (ValueError, RuntimeError, ArithmeticError) as error:
@@ -201,6 +210,12 @@ class ExampleStream:
                 self._kept[index] = example
                 return example
         raise ValueError(f"no usable training pair could be drawn: {reason}")
+
+    def _photographed(self, cube: Cube, dice: Dice) -> Cube:
+        """Return the cube, or in a share of calls a scene of its spectra and a photograph's structure."""
+        if not dice.happens(PHOTOGRAPHED):
+            return cube
+        return scene_of(decode(self.photographs[dice.integer(0, len(self.photographs) - 1)]), cube, dice)
 
     def draw(self, step: int, dice: Dice) -> Example:
         """Return an example for a step."""

@@ -79,5 +79,5 @@ def build(config: Config) -> PretrainedModel:
     """Return a network that begins as a correction of (almost) nothing."""
     networks = {MBFNConfig: MBFN, HyFusionConfig: HyFusion, MPSRNetConfig: MPSRNet}
     model: PretrainedModel = networks[type(config)](config)
-    nn.init.normal_(model.last.weight, std=0.003)
+    nn.init.normal_(model.last.weight, std=0.001)
     return model

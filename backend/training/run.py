@@ -28,6 +28,7 @@ from .card import weights_card
 from .cubes import Cube, read_cubes
 from .examples import DrawPrior, Example, ExampleStream, make_example
 from .pairs import PairSettings
+from .photographs import read_photographs
 from .presets import COMPONENTS, PRESETS, build
 from .trainer import STATE_NAME, Trainer, TrainOutcome, TrainSettings
 
@@ -130,6 +131,12 @@ def _check(job: TrainJob) -> Any:
         raise HyperSharpError(
             "training needs a folder of cubes or one pair",
             "give --cubes FOLDER, or an HS raster and its guide",
+            ErrorCode.USAGE,
+        )
+    if job.photographs and not job.cubes:
+        raise HyperSharpError(
+            "photographs without cubes: they lend their structure to the cubes' spectra",
+            "give --cubes FOLDER as well, or leave --photographs out",
             ErrorCode.USAGE,
         )
     if job.steps < 1 or job.batch < 1:
@@ -247,13 +254,24 @@ def _from_cubes(
             )
     training, validation = split_cubes(cubes, job.validate_on, job.seed)
     pairs = PairSettings()
-    stream = ExampleStream(training, pairs, COMPONENTS, job.seed, window=96, renew=3, draw_prior=draw_prior)
+    photographs = read_photographs(job.photographs) if job.photographs else []
+    stream = ExampleStream(
+        training,
+        pairs,
+        COMPONENTS,
+        job.seed,
+        window=96,
+        renew=3,
+        draw_prior=draw_prior,
+        photographs=photographs,
+    )
     seen = ExampleStream(validation, VALIDATION_PAIRS, COMPONENTS, VALIDATION_SEED, draw_prior=draw_prior)
     data = {
         "started_from": job.weights,
         "cubes": [c.name for c in training],
         "validated_on": [c.name for c in validation],
         "left_out": list(job.leave_out),
+        "photographs": len(photographs),
         "pairs": asdict(pairs),
     }
     return stream, [seen.example(i) for i in range(VALIDATION_EXAMPLES)], data

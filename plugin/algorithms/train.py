@@ -65,6 +65,11 @@ class TrainAlgorithm(HyperSharpAlgorithm):
         ),
         "STEPS": "Training steps. 200 to 1000 tune weights to a pair; new weights from cubes take 2000 and more.",
         "DEVICE": "Where to compute: auto takes a CUDA device when there is one that works, else the CPU.",
+        "PHOTOGRAPHS": (
+            "Folder of aerial photographs (WebP, PNG, JPEG, TIFF, or tar archives of them), with a folder of cubes "
+            "only: half of the scenes then take their structure from a photograph and their spectra from a cube, "
+            "which helps where there are few cubes. May be empty."
+        ),
         "LEAVE_OUT": (
             "Cubes that are not used at all, by the beginnings of their names, separated by commas: what you want to "
             "test the weights on."
@@ -113,6 +118,15 @@ class TrainAlgorithm(HyperSharpAlgorithm):
         self.add_device()
         self.add(QgsProcessingParameterBoolean("RESUME", tr("Resume an interrupted run"), False))
         self.add(
+            QgsProcessingParameterFile(
+                "PHOTOGRAPHS",
+                tr("Folder of aerial photographs"),
+                QgsProcessingParameterFile.Behavior.Folder,
+                optional=True,
+            ),
+            advanced=True,
+        )
+        self.add(
             QgsProcessingParameterString("LEAVE_OUT", tr("Cubes to leave out"), optional=True), advanced=True
         )
         self.add(
@@ -149,6 +163,13 @@ class TrainAlgorithm(HyperSharpAlgorithm):
         cubes = self.parameterAsFile(parameters, "CUBES", context)
         if any(given) == bool(cubes):
             return tr("Training needs one pair of layers, or a folder of cubes, and not both.")
+        photographs = self.parameterAsFile(parameters, "PHOTOGRAPHS", context)
+        if photographs and not cubes:
+            return tr(
+                "Photographs lend their structure to the spectra of cubes: choose a folder of cubes too."
+            )
+        if photographs and not os.path.isdir(photographs):
+            return tr("There is no folder {folder}.").format(folder=photographs)
         if cubes:
             return None if os.path.isdir(cubes) else tr("There is no folder {folder}.").format(folder=cubes)
         if not all(given):
@@ -182,6 +203,7 @@ class TrainAlgorithm(HyperSharpAlgorithm):
     def build_job(self, parameters: dict[str, Any], context: QgsProcessingContext) -> TrainJob:
         """Return the job."""
         cubes = self.parameterAsFile(parameters, "CUBES", context)
+        photographs = self.parameterAsFile(parameters, "PHOTOGRAPHS", context)
         leave_out = self.parameterAsString(parameters, "LEAVE_OUT", context)
         weights = self.parameterAsString(parameters, "WEIGHTS", context).strip()
         return TrainJob(
@@ -190,6 +212,7 @@ class TrainAlgorithm(HyperSharpAlgorithm):
             hs=None if cubes else source_path(self.raster(parameters, "SPECTRAL", context)),
             guide=None if cubes else source_path(self.raster(parameters, "GUIDE", context)),
             cubes=os.path.abspath(cubes) if cubes else None,
+            photographs=os.path.abspath(photographs) if photographs else None,
             steps=self.parameterAsInt(parameters, "STEPS", context),
             resume=self.parameterAsBoolean(parameters, "RESUME", context),
             weights=absolute_weights(weights) if weights else None,

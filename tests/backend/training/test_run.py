@@ -17,6 +17,7 @@ from rasterio.transform import from_origin
 
 from .conftest import synthetic_image
 from .test_learned_method import fused, make_scene
+from .test_photographs import encoded
 
 QUICK = {"steps": 2, "validate_every": 2}
 
@@ -51,6 +52,18 @@ def test_from_cubes_to_weights_that_fuse(cube_folder, tmp_path, capsys):
     assert student.config.blocks == (0, 1, 1, 1) and teacher.parameter_count() > student.parameter_count()
     _, scene = make_scene()
     assert bool(torch.isfinite(fused(S3RNet({"weights": str(out)}), scene)).all())
+
+
+def test_photographs_lend_their_structure(cube_folder, tmp_path):
+    photographs = tmp_path / "photographs"
+    photographs.mkdir()
+    (photographs / "one.png").write_bytes(encoded())
+    job = TrainJob(
+        str(tmp_path / "w"), "s3rnet", cubes=str(cube_folder), photographs=str(photographs), **QUICK
+    )
+    data = run_train(job).metrics["training"]["data"]
+    assert data["photographs"] == 1
+    assert "1 aerial photographs" in (tmp_path / "w" / "card.md").read_text()
 
 
 def test_a_cancelled_run_keeps_its_weights_and_resumes(cube_folder, tmp_path):

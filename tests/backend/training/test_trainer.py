@@ -6,11 +6,15 @@ import torch
 from hypersharp.backend.control import Control
 from hypersharp.backend.degradation import degrade
 from hypersharp.backend.errors import HyperSharpError
+from hypersharp.backend.methods.learned_base import fit_closed_form
 from hypersharp.backend.methods.learned_planes import (
     COARSE_PLANES,
     FINE_PLANES,
+    LIMIT,
+    OTHER_FORMS,
     OUTPUTS,
     PRIOR_PLANES,
+    READ,
     Subspace,
     component_statistics,
     consistent,
@@ -18,6 +22,7 @@ from hypersharp.backend.methods.learned_planes import (
     read_output,
 )
 from hypersharp.backend.models.mbfn import MBFNConfig
+from hypersharp.backend.registry import load_method
 from hypersharp.backend.training.adapt import OneScene
 from hypersharp.backend.training.examples import (
     ExampleStream,
@@ -36,6 +41,13 @@ TINY = MBFNConfig(
 )  # fmt: skip
 PAIRS = PairSettings(ratios=(2, 4), side=48, noise=0.3)
 SETTINGS = TrainSettings(steps=12, side=24, validate_every=4, seed=3)
+
+
+def fused_by(name, scene):
+    options = {"lmmse-local": {"prior": 0.1}, "lmmse-global": {"prior": 4.0}}.get(name, {})
+    method = load_method(name.split("-")[0])(options)
+    method.fit(scene, Control())
+    return method.fuse(scene.tile((0, scene.shape[0]), (0, scene.shape[1]), method.halo))
 
 
 def stream(cubes, seed=5):
@@ -114,9 +126,9 @@ def test_planes_do_not_depend_on_the_signs_of_the_basis(cubes):
         space = Subspace(basis * signs, (basis * signs).T, mean)
         facts = component_statistics(scene, space, Control())
         fine = space.coefficients(pair.truth)
-        planes = make_planes(
-            fine, space.coefficients(scene.hs.image), scene.guide.image, facts, 4, scene.mtf_hs
-        )
+        others = [fine * (0.9 + 0.1 * i) for i in range(len(OTHER_FORMS))]
+        coarse = space.coefficients(scene.hs.image)
+        planes = make_planes(fine, coarse, scene.guide.image, others, facts, 4, scene.mtf_hs)
         out = torch.randn(3, OUTPUTS, *fine.shape[1:], generator=torch.Generator().manual_seed(4))
         lifted = space.lift(read_output(out, planes.fine) * planes.unit[:, None, None])
         made.append((planes, lifted))
@@ -124,6 +136,27 @@ def test_planes_do_not_depend_on_the_signs_of_the_basis(cubes):
     assert torch.allclose(a.fine, b.fine, atol=1e-3) and torch.allclose(a.coarse, b.coarse, atol=1e-3)
     assert torch.allclose(lifted_a, lifted_b, rtol=1e-3, atol=1e-2)
     assert float(a.fine[:, 1].std()) > 0.1
+
+
+@pytest.mark.parametrize("index", range(len(OTHER_FORMS)))
+def test_a_network_can_take_over_another_form(cubes, index):
+    pair = draw_pair(cubes[2], dataclasses.replace(PAIRS, ratios=(4,)), torch.Generator().manual_seed(2))
+    closed = fit_closed_form(pair.scene, Control())
+    rows, cols = pair.scene.shape
+    tile = pair.scene.tile((0, rows), (0, cols), closed.halo)
+    estimate = closed.subspace.coefficients(closed.image(tile))[:3]
+    facts = component_statistics(pair.scene, closed.subspace, Control())
+    others = closed.other_coefficients(tile, 3)
+    wanted = closed.subspace.coefficients(fused_by(OTHER_FORMS[index], pair.scene))
+    planes = make_planes(
+        estimate, closed.subspace.coefficients(tile.hs), tile.guide, others, facts, 4, closed.mtf_gain
+    )
+    output = torch.zeros(3, OUTPUTS, rows, cols)
+    output[:, READ.index(FINE_PLANES - len(OTHER_FORMS) + index)] = 1.0
+    found = estimate + read_output(output, planes.fine) * planes.unit[:, None, None]
+    near = (planes.fine[:, -len(OTHER_FORMS) + index].abs() < LIMIT - 1e-3).all(dim=0)
+    assert float(near.float().mean()) > 0.5
+    assert torch.allclose(found[:, near], wanted[:3][:, near], rtol=1e-3, atol=1e-3 * float(estimate.std()))
 
 
 def test_training_finds_a_rule_that_is_there(cubes):

@@ -232,6 +232,10 @@ def test_inputs_that_do_not_go_together(tmp_path, files, cube_folder, refused):
     for inputs in ([], [files[0]], [*files, "--cubes", cube_folder]):
         assert "a folder of cubes or one pair" in refused("train", *inputs, *rest)
     assert "no folder" in refused("train", "--cubes", tmp_path / "none", *rest)
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    assert "without cubes" in refused("train", *files, "--photographs", tmp_path, *rest)
+    assert "no photograph" in refused("train", "--cubes", cube_folder, "--photographs", empty, *rest)
     assert not output.exists()
 
 
