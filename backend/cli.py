@@ -21,6 +21,8 @@ from .job import (
     DEFAULT_TRAIN_SEED,
     DEFAULT_TRAIN_STEPS,
     DTYPES,
+    FORMS,
+    SUBSPACE,
     TRAINABLE,
     AssessJob,
     CompareJob,
@@ -129,6 +131,12 @@ def build_parser() -> argparse.ArgumentParser:
         help="aerial photographs that lend their structure to half of the scenes drawn from --cubes",
     )
     train.add_argument("--method", required=True, help=f"one of {', '.join(TRAINABLE)}")
+    train.add_argument(
+        "--form",
+        choices=FORMS,
+        default=SUBSPACE,
+        help="subspace: weights for any sensor (default); full-band: the paper's own form, for this pair's sensors",
+    )
     train.add_argument("-o", "--output", required=True, metavar="WEIGHTS", help="weights folder to write")
     train.add_argument(
         "--steps",
@@ -252,6 +260,7 @@ def _train_job(args: argparse.Namespace) -> TrainJob:
         seed=args.seed,
         mtf_hs=args.mtf_hs,
         mtf_guide=args.mtf_guide,
+        form=args.form,
     )
 
 

@@ -24,6 +24,8 @@ DEFAULT_MEMORY_GB = 2.0
 DTYPES = ("same", "float32")
 TRAINABLE = ("s3rnet", "csakd", "hyfusion", "mpsrnet-diff")
 """What can be trained (`training.presets` has how)."""
+SUBSPACE, FULL_BAND = FORMS = ("subspace", "full-band")
+"""Forms of networks: one that corrects `lmmse` for any sensor, and the papers' own, tied to its sensors."""
 DEFAULT_TRAIN_STEPS = 2000
 DEFAULT_TRAIN_SEED = 1029
 TRAIN_STATE = "state.safetensors"
@@ -203,6 +205,7 @@ class TrainJob:
         validate_every: steps between validations.
         patience: validations without improvement after which the run ends; 0 for never.
         device, seed, mtf_hs, mtf_guide: as in `FuseJob`.
+        form: one of `FORMS`; the full-band one is trained on a pair.
     """
 
     kind: ClassVar[str] = "train"
@@ -225,6 +228,7 @@ class TrainJob:
     seed: int = DEFAULT_TRAIN_SEED
     mtf_hs: float = DEFAULT_MTF_HS
     mtf_guide: float = DEFAULT_MTF_GUIDE
+    form: str = SUBSPACE
 
 
 Job = Union[FuseJob, AssessJob, SimulateJob, CompareJob, TrainJob]

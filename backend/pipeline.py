@@ -131,7 +131,8 @@ def method_parameters(job: FuseJob) -> dict[str, Any]:
     """Return the options that a job gives its method: weights and adaptation are options of learned ones."""
     if not method_info(job.method).needs_weights:
         return dict(job.parameters)
-    return {"weights": job.weights, "adapt": job.adapt_steps, **job.parameters}
+    own = {"weights": job.weights, "adapt": job.adapt_steps, "memory_gb": job.memory_gb}
+    return {**own, **job.parameters}
 
 
 def check_job(job: FuseJob) -> None:

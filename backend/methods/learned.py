@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -13,14 +12,17 @@ import torch
 from torch import Tensor
 
 from ..control import Control
-from ..degradation import INTERPOLATION_REACH, Range, coarse_support, psf_reach
+from ..degradation import INTERPOLATION_REACH, psf_reach
 from ..device import PRECISIONS, inference_precision
 from ..errors import ErrorCode, HyperSharpError
+from ..job import DEFAULT_MEMORY_GB, FULL_BAND
 from ..models import hyfusion, mbfn
 from ..models.pretrained import PretrainedModel, from_pretrained, read_config
 from ..scene import FILL_REACH, Scene, Tile
 from ..weights import find_weights
 from .base import FusionMethod
+from .context import inner, widened, within
+from .full_band import FullBandFusion, input_form, load_full_band
 from .learned_base import ClosedForm, fit_closed_form
 from .learned_planes import (
     COARSE_PLANES,
@@ -49,15 +51,23 @@ PLANE_COPIES = 2.5
 class LearnedFusion(FusionMethod):
     """A network in the subspace form, on top of `lmmse` (docs/models.md).
 
+    Weights of the full-band form run in its place, through `full_band.FullBandFusion` (docs/full-band.md).
+
     Subclasses name the network's class and the weights used when none are given.
 
     Options:
         weights: name of shipped weights, or a folder; None for the method's own.
         adapt: training steps on the pair itself, one scale down, before fusing.
         precision: of the network: "float32", "bfloat16", "float16", or "auto" for what is fast where it runs.
+        memory_gb: bound of working memory in GiB; only networks that need the whole scene at once ask for it.
     """
 
-    defaults: ClassVar[Mapping[str, Any]] = {"weights": None, "adapt": 0, "precision": "auto"}
+    defaults: ClassVar[Mapping[str, Any]] = {
+        "weights": None,
+        "adapt": 0,
+        "precision": "auto",
+        "memory_gb": DEFAULT_MEMORY_GB,
+    }
     stage_names = (CLOSED_FORM,)
     network: ClassVar[type[PretrainedModel]]
     own_weights: ClassVar[str]
@@ -67,7 +77,10 @@ class LearnedFusion(FusionMethod):
         self.steps = adapt_steps(self.parameters["adapt"])
         self.weights = str(self.parameters["weights"] or self.own_weights)
         self.precision = check_precision(self.parameters["precision"])
+        self.memory_gb = check_memory(self.parameters["memory_gb"])
         self.adaptation: dict[str, Any] | None = None
+        self.prior: Prior | None = None
+        self.full_band: FullBandFusion | None = None
         if self.steps:
             # The assessment adapts again, one scale down.
             share = ADAPTING_SHARE * self.steps
@@ -79,16 +92,14 @@ class LearnedFusion(FusionMethod):
         Raises:
             HyperSharpError: code `no_weights`; the weights are missing, damaged or of another method.
         """
-        self.model, self.components = load_network(find_weights(self.weights), self.network)
-        # Convolutions on a CPU are nearly twice as fast with the channels innermost.
-        self.model.to(scene.device, memory_format=torch.channels_last)
+        folder = find_weights(self.weights)
+        if input_form(folder) == FULL_BAND:
+            self._fit_full_band(folder, scene, control)
+            return
+        self.model, self.components = load_network(folder, self.network)
         if self.precision == "auto":
             self.precision = inference_precision(scene.device, self.model.convolutional)
-        # A component of a tile takes seconds here: a cancel must not wait for its end.
-        for module in self.model.modules():
-            if not any(module.children()):
-                module.register_forward_pre_hook(lambda *_: control.check())
-        self._control = control
+        self._make_ready(scene, control)
         self.closed: ClosedForm = fit_closed_form(scene, control)
         self.statistics = component_statistics(scene, self.closed.subspace, control)
         if self.steps:
@@ -106,13 +117,45 @@ class LearnedFusion(FusionMethod):
         planes = 4 * self.components * FINE_PLANES
         self.pixel_bytes = round(max(PLANE_COPIES * planes, planes + self.model.pixel_bytes(scene.ratio)))
 
+    def _fit_full_band(self, folder: Path, scene: Scene, control: Control) -> None:
+        """Hand the scene over to a network that makes the image itself; there are no stages before it."""
+        if self.steps:
+            raise HyperSharpError(
+                f"the weights in {folder} are of the full-band form, which is not adapted while fusing",
+                f"leave adaptation out, or train them further on the pair: hypersharp train HS GUIDE "
+                f"--form {FULL_BAND} --weights {folder}",
+                ErrorCode.USAGE,
+            )
+        self.model, takes = load_full_band(folder, self.network)
+        if self.precision == "auto":
+            self.precision = "float32"  # the network makes the image itself: half precision would show
+        self._make_ready(scene, control)
+        whole = FullBandFusion(self.model, takes, str(folder), self._run, self.precision)
+        whole.fit(scene, control, self.memory_gb)
+        self.full_band, self.stage_names = whole, ()
+        self.halo, self.pixel_bytes = whole.halo, whole.pixel_bytes
+        self.prior = self.draw_prior(scene, control)  # these networks take none: progress passes over it
+
+    def _make_ready(self, scene: Scene, control: Control) -> None:
+        # Convolutions on a CPU are nearly twice as fast with the channels innermost.
+        self.model.to(scene.device, memory_format=torch.channels_last)
+        # A component of a tile takes seconds here: a cancel must not wait for its end.
+        for module in self.model.modules():
+            if not any(module.children()):
+                module.register_forward_pre_hook(lambda *_: control.check())
+        self._control = control
+
     def fuse(self, tile: Tile) -> Tensor:
         """Return `[bands, rows, cols]`: the closed form plus the network's correction."""
+        if self.full_band is not None:
+            return self.full_band.fuse(tile)
         watch = self.watch
         return self._fuse(tile, None if watch is None else lambda name, image: watch(tile, name, image))
 
     def stages(self, tile: Tile) -> dict[str, Tensor]:
         """Return the closed form, the prior where there is one, and the result; see `FusionMethod.stages`."""
+        if self.full_band is not None:
+            return {"fused": self.full_band.fuse(tile)}
         found: dict[str, Tensor] = {}
         fused = self._fuse(tile, lambda name, image: found.update({name: image.clone()}))
         return {**found, "fused": fused}
@@ -123,12 +166,7 @@ class LearnedFusion(FusionMethod):
         wide = widened(tile, self.margin)
         image = self.closed.image(wide)
         self._control.check()
-        top, left = tile.rows[0] - wide.rows[0], tile.cols[0] - wide.cols[0]
-        own = (
-            slice(None),
-            slice(top, top + tile.rows[1] - tile.rows[0]),
-            slice(left, left + tile.cols[1] - tile.cols[0]),
-        )
+        own = within(tile.rows, tile.cols, (wide.rows[0], wide.cols[0]))
         subspace = self.closed.subspace
         prior = None
         if tell is not None:
@@ -170,14 +208,9 @@ class LearnedFusion(FusionMethod):
         """
         ratio, gain = tile.ratio, tile.mtf_hs
         k = min(self.components, len(estimate))
-        rows, cols = _coarse(tile.rows, ratio), _coarse(tile.cols, ratio)
-        inner = (
-            slice(None),
-            slice(rows[0] - tile.coarse_rows[0], rows[1] - tile.coarse_rows[0]),
-            slice(cols[0] - tile.coarse_cols[0], cols[1] - tile.coarse_cols[0]),
-        )
-        near = grown(tile.hs_mask, FILL_REACH)[inner[1:]]
-        coarse = self.closed.subspace.coefficients(tile.hs[inner]) * near
+        own = inner(tile)
+        near = grown(tile.hs_mask, FILL_REACH)[own[1:]]
+        coarse = self.closed.subspace.coefficients(tile.hs[own]) * near
         guide = tile.guide_core
         top, left = tile.rows[0] - tile.fine_rows[0], tile.cols[0] - tile.fine_cols[0]
         seen = grown(tile.guide_mask, FILL_REACH)[top : top + guide.shape[1], left : left + guide.shape[2]]
@@ -207,6 +240,8 @@ class LearnedFusion(FusionMethod):
 
     def describe(self) -> dict[str, Any]:
         """Return which weights were used, what adaptation gained, and what the closed form found."""
+        if self.full_band is not None:
+            return {"weights": self.weights, **self.full_band.describe()}
         facts: dict[str, Any] = {
             "weights": self.weights,
             "network_parameters": self.model.parameter_count(),
@@ -268,7 +303,7 @@ def load_network(folder: Path, network: type[PretrainedModel]) -> tuple[Pretrain
     if entry.get("form") != FORM:
         raise HyperSharpError(
             f"the weights in {folder} take another input: {entry.get('form')!r}",
-            f"this method needs weights of the form {FORM!r}, as hypersharp train writes them",
+            f"weights of the form {FORM!r} are needed here, as hypersharp train writes them",
             ErrorCode.NO_WEIGHTS,
         )
     planes = model.config.hs_bands, model.config.guide_bands, model.config.out_bands
@@ -295,6 +330,19 @@ def adapt_steps(value: Any) -> int:
     return value
 
 
+def check_memory(value: Any) -> float:
+    """Return a bound of memory in GiB.
+
+    Raises:
+        HyperSharpError: no positive number.
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
+        raise HyperSharpError(
+            f"the memory bound is {value!r}", "give a positive number of GiB", ErrorCode.USAGE
+        )
+    return float(value)
+
+
 def check_precision(value: Any) -> str:
     """Return the name of a precision, or "auto".
 
@@ -306,20 +354,3 @@ def check_precision(value: Any) -> str:
     raise HyperSharpError(
         f"unknown precision {value!r}", f"use auto, {', '.join(PRECISIONS)}", ErrorCode.USAGE
     )
-
-
-def _coarse(fine: Range, ratio: int) -> Range:
-    return fine[0] // ratio, fine[1] // ratio
-
-
-def widened(tile: Tile, margin: int) -> Tile:
-    """Return the tile with `margin` coarse pixels more of its own on each side, in whole coarse pixels.
-
-    The context must have been read with a halo that is larger by `margin`.
-    """
-    ratio = tile.ratio
-    rows = coarse_support(tile.rows, ratio, tile.scene_coarse[0], margin)
-    cols = coarse_support(tile.cols, ratio, tile.scene_coarse[1], margin)
-    fine_rows, fine_cols = (rows[0] * ratio, rows[1] * ratio), (cols[0] * ratio, cols[1] * ratio)
-    mask = torch.ones(fine_rows[1] - fine_rows[0], fine_cols[1] - fine_cols[0], dtype=torch.bool)
-    return replace(tile, rows=fine_rows, cols=fine_cols, mask=mask.to(tile.hs.device), _lowpass={})

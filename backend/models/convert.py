@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Converts checkpoints of the official CSAKD/S3RNet code into this package's weights folders.
 
-    python -m hypersharp.backend.models.convert CHECKPOINT.pth FOLDER
+    python -m hypersharp.backend.models.convert CHECKPOINT.pth FOLDER [--ratio R] [--hs-scale V] [--guide-scale V]
 
-Only tensors are read (`weights_only=True`): a checkpoint with anything else in it is refused.
+The folder is in the full-band form (docs/full-band.md): `fuse --method s3rnet --weights FOLDER` takes it, for the
+bands, guide and ratio that it was trained for. Only tensors are read (`weights_only=True`): a checkpoint with anything
+else in it is refused.
 """
 
 from __future__ import annotations
@@ -17,8 +19,11 @@ import torch
 from torch import Tensor
 
 from ..errors import ErrorCode, HyperSharpError
+from ..job import FULL_BAND
 from .mbfn import MBFN, MBFNConfig
 
+RANGE = (-1, 1)
+"""To where the official code moves its data from [0, 1]."""
 _PREFIXES = ("_orig_mod.", "module.", "decoder.")
 _PARTS = {
     "hmconv1": "joint_fine_in",
@@ -143,12 +148,32 @@ def read_checkpoint(path: str | Path) -> Any:
         ) from error
 
 
-def convert_checkpoint(path: str | Path, folder: str | Path, ratio: int = 4) -> MBFN:
+def convert_checkpoint(
+    path: str | Path,
+    folder: str | Path,
+    ratio: int = 4,
+    hs_scale: float | None = None,
+    guide_scale: float | None = None,
+) -> MBFN:
     """Read an official `.pth` file and write a weights folder; return the network.
 
+    Args:
+        path: of the file.
+        folder: to write.
+        ratio: that it was trained for.
+        hs_scale, guide_scale: values of the HS image and of the guide that become 1, in the units of the images to
+            be fused; None, as nobody published them, for the 99.9 % quantile of each scene.
+
     Raises:
-        HyperSharpError: code `no_weights`; the file cannot be read safely or is of another network.
+        HyperSharpError: the file cannot be read safely or is of another network (code `no_weights`), or a scale or
+            the ratio is not positive (code `usage`).
     """
+    if ratio < 1 or any(s is not None and not 0 < s < float("inf") for s in (hs_scale, guide_scale)):
+        raise HyperSharpError(
+            f"the ratio is {ratio}, the scales are {hs_scale} and {guide_scale}",
+            "give positive numbers",
+            ErrorCode.USAGE,
+        )
     content = read_checkpoint(path)
     if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
         content = content["state_dict"]
@@ -157,7 +182,16 @@ def convert_checkpoint(path: str | Path, folder: str | Path, ratio: int = 4) -> 
             f"{path} holds no state dict", "save the model's state_dict()", ErrorCode.NO_WEIGHTS
         )
     model = convert_state(content, ratio=ratio)
-    model.save_pretrained(folder, {"input": {"form": "full-band", "range": [-1, 1]}})
+    entry = {
+        "form": FULL_BAND,
+        "hs_bands": model.config.hs_bands,
+        "guide_bands": model.config.guide_bands,
+        "ratio": ratio,
+        "hs_scale": hs_scale,
+        "guide_scale": guide_scale,
+        "range": list(RANGE),
+    }
+    model.save_pretrained(folder, {"input": entry})
     return model
 
 
@@ -166,9 +200,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Convert an official CSAKD/S3RNet checkpoint.")
     parser.add_argument("checkpoint")
     parser.add_argument("folder")
-    parser.add_argument("--ratio", type=int, default=4)
+    parser.add_argument("--ratio", type=int, default=4, help="that it was trained for (default 4)")
+    for name in ("hs", "guide"):
+        parser.add_argument(
+            f"--{name}-scale", type=float, help=f"{name} value that becomes 1 (default: from each scene)"
+        )
     args = parser.parse_args()
-    model = convert_checkpoint(args.checkpoint, args.folder, args.ratio)
+    try:
+        model = convert_checkpoint(args.checkpoint, args.folder, args.ratio, args.hs_scale, args.guide_scale)
+    except HyperSharpError as error:
+        parser.exit(error.exit_code, f"error: {error.message}\nhint: {error.hint}\n")
     print(f"{args.folder}: {model.parameter_count()} parameters")
 
 

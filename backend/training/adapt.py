@@ -41,10 +41,15 @@ class OneScene:
         return self._example
 
 
-def reduced_pair(scene: Scene) -> TrainingPair | None:
-    """Return the pair one scale down, with its truth (the middle of a large scene), or None if too small."""
+def reduced_pair(scene: Scene, largest: int = LARGEST_SIDE) -> TrainingPair | None:
+    """Return the pair one scale down, with its truth (the middle of a large scene), or None if too small.
+
+    Args:
+        scene: the pair.
+        largest: pixels along a side of the truth.
+    """
     reduced, ratio = scene.reduced, scene.ratio
-    sizes = [min(n, LARGEST_SIDE // ratio) for n in reduced.coarse_shape]
+    sizes = [min(n, largest // ratio) for n in reduced.coarse_shape]
     if min(sizes) < MIN_COARSE:
         return None
     starts = [(n - size) // 2 for n, size in zip(reduced.coarse_shape, sizes)]

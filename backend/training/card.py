@@ -8,12 +8,22 @@ from typing import TYPE_CHECKING, Any
 
 from .._version import __version__
 
+SUBSPACE_INPUT = (
+    "coefficients in the HS image's own subspace (docs/models.md): any sensor, number of bands, guide, ratio"
+)
+
 if TYPE_CHECKING:
     from ..models.pretrained import PretrainedModel
     from .trainer import TrainOutcome
 
 
-def weights_card(method: str, model: PretrainedModel, facts: dict[str, Any], outcome: TrainOutcome) -> str:
+def weights_card(
+    method: str,
+    model: PretrainedModel,
+    facts: dict[str, Any],
+    outcome: TrainOutcome,
+    takes: str = SUBSPACE_INPUT,
+) -> str:
     """Return the card as Markdown.
 
     Args:
@@ -21,6 +31,7 @@ def weights_card(method: str, model: PretrainedModel, facts: dict[str, Any], out
         model: the network.
         facts: data, settings, seconds and device, as in config.json.
         outcome: of the training run.
+        takes: the weights' input in words.
     """
     data, settings = facts["data"], facts["settings"]
     gain = "not measured" if outcome.gain_db is None else f"{outcome.gain_db:+.2f} dB"
@@ -40,7 +51,7 @@ def weights_card(method: str, model: PretrainedModel, facts: dict[str, Any], out
     return f"""# Weights for `{method}`
 
 * Network: class `{model.model_name}`, {model.parameter_count():,} parameters, stored in half precision.
-* Input: coefficients in the HS image's own subspace (docs/models.md): any sensor, number of bands, guide, ratio.
+* Input: {takes}.
 * Data: {source}
 * Protocol: {outcome.steps} of {settings["steps"]} steps ({outcome.stopped}), weights of step {outcome.best_step};
   {facts["seconds"] / 3600:.1f} hours on {facts["device"]}; seed {settings["seed"]}; HyperSharp {__version__}.

@@ -15,21 +15,21 @@ import torch
 from ..control import Control
 from ..device import choose_device
 from ..errors import ErrorCode, HyperSharpError
-from ..io.raster import source_path
-from ..job import TRAINABLE, TrainJob
+from ..job import FORMS, FULL_BAND, TRAINABLE, TrainJob
 from ..methods.learned import load_network
 from ..methods.learned_planes import FORM
-from ..models.pretrained import PretrainedModel
 from ..protocol import Result
 from ..registry import METHODS, why_unavailable
 from ..weights import find_weights
 from .adapt import OneScene, parts_of, reduced_pair
-from .card import weights_card
+from .card import SUBSPACE_INPUT, weights_card
 from .cubes import Cube, read_cubes
 from .examples import DrawPrior, Example, ExampleStream, make_example
+from .full_band import full_band_setup
 from .pairs import PairSettings
 from .photographs import read_photographs
 from .presets import COMPONENTS, PRESETS, build
+from .setup import Setup, job_pair, pair_facts, reading_images, taken_over, too_small
 from .trainer import STATE_NAME, Trainer, TrainOutcome, TrainSettings
 
 VALIDATION_EXAMPLES = 16
@@ -53,38 +53,17 @@ def run_train(job: TrainJob, control: Control | None = None) -> Result:
     """
     control = control or Control()
     started = time.monotonic()
-    preset = _check(job)
+    _check(job)
     device, note = choose_device(job.device)
     control.info(f"training on {note}")
     control.plan({"reading": 1, "training": 30})
     control.stage("reading", 1)
-    torch.manual_seed(job.seed)
-    model = build(preset.config)
-    student = build(preset.student) if preset.student else None
-    if job.weights:
-        start, _ = load_network(find_weights(job.weights), type(model))
-        model = _taken_over(model, student, start)
-    draw = None
-    if preset.prior:
-        from ..methods.mpsrnet_diff import prior_drawer  # only there are diffusers needed
-
-        draw = prior_drawer()
-    try:
-        stream, validation, data = _from_cubes(job, draw) if job.cubes else _from_pair(job, control, draw)
-    except ValueError as error:
-        raise _nothing_to_learn(error) from error
+    make = full_band_setup if job.form == FULL_BAND else _subspace_setup
+    setup = make(job, control, device)
     control.step()
-    settings = TrainSettings(
-        steps=job.steps,
-        examples=job.batch,
-        seed=job.seed,
-        swt=preset.swt,
-        validate_every=job.validate_every,
-        patience=job.patience,
-    )
     folder = Path(job.output)
     _make(folder)
-    trainer = Trainer(model, stream, settings, validation, student, device)
+    trainer = setup.trainer
     state = folder / STATE_NAME
     if job.resume and state.is_file():
         trainer.resume(state)
@@ -95,21 +74,19 @@ def run_train(job: TrainJob, control: Control | None = None) -> Result:
             f"step {step}: loss {trainer.running:.3f}, {gain:+.2f} dB over lmmse where not trained on"
         )
 
-    try:
+    with reading_images():
         outcome = trainer.run(control, state, on_validation=tell)
-    except ValueError as error:
-        raise _nothing_to_learn(error) from error
     if outcome.stopped == "cancelled" and outcome.best_step == 0:
         control.check()
     trainer.load_best()
     facts = {
-        "data": data,
-        "settings": asdict(settings),
+        "data": setup.data,
+        "settings": asdict(trainer.settings),
         "outcome": {**asdict(outcome), "history": outcome.history},
         "seconds": round(time.monotonic() - started, 1),
         "device": note,
     }
-    _write(job, folder, model, student, facts, outcome)
+    _write(job, folder, setup, facts, outcome)
     if outcome.stopped != "cancelled":
         state.unlink(missing_ok=True)
     return Result(
@@ -117,7 +94,7 @@ def run_train(job: TrainJob, control: Control | None = None) -> Result:
     )
 
 
-def _check(job: TrainJob) -> Any:
+def _check(job: TrainJob) -> None:
     if job.method not in TRAINABLE:
         raise HyperSharpError(
             f"{job.method} cannot be trained", f"choose one of {', '.join(TRAINABLE)}", ErrorCode.USAGE
@@ -131,6 +108,14 @@ def _check(job: TrainJob) -> Any:
         raise HyperSharpError(
             "training needs a folder of cubes or one pair",
             "give --cubes FOLDER, or an HS raster and its guide",
+            ErrorCode.USAGE,
+        )
+    if job.form not in FORMS:
+        raise HyperSharpError(f"unknown form {job.form!r}", f"use {' or '.join(FORMS)}", ErrorCode.USAGE)
+    if job.form == FULL_BAND and job.cubes:
+        raise HyperSharpError(
+            "the full-band form is not trained on cubes: neither the guide nor the bands are settled there",
+            "give one pair, HS and GUIDE, or train the subspace form on the cubes",
             ErrorCode.USAGE,
         )
     if job.photographs and not job.cubes:
@@ -156,15 +141,6 @@ def _check(job: TrainJob) -> Any:
             ErrorCode.USAGE,
         )
     _check_writable(Path(job.output))
-    return PRESETS[job.method]
-
-
-def _nothing_to_learn(error: ValueError) -> HyperSharpError:
-    """Return what statistics and the drawing of pairs say about images that teach nothing."""
-    return HyperSharpError(
-        f"the images cannot be trained on: {str(error).splitlines()[0]}",
-        "they need valid pixels that differ, in most of the area and in several bands",
-    )
 
 
 def _check_writable(folder: Path) -> None:
@@ -193,24 +169,32 @@ def _make(folder: Path) -> None:
         raise HyperSharpError(f"cannot write into {folder}", "choose another folder", ErrorCode.OUTPUT)
 
 
-def _taken_over(
-    model: PretrainedModel, student: PretrainedModel | None, start: PretrainedModel
-) -> PretrainedModel:
-    """Return the network to train from a start; a student takes it over, and its teacher begins anew.
+def _subspace_setup(job: TrainJob, control: Control, device: torch.device) -> Setup:
+    """Return the run of a network that corrects the closed form, for any sensor (docs/models.md)."""
+    preset = PRESETS[job.method]
+    torch.manual_seed(job.seed)
+    model = build(preset.config)
+    student = build(preset.student) if preset.student else None
+    if job.weights:
+        start, _ = load_network(find_weights(job.weights), type(model))
+        model = taken_over(model, student, start)
+    draw = None
+    if preset.prior:
+        from ..methods.mpsrnet_diff import prior_drawer  # only there are diffusers needed
 
-    Weights keep the widths that they were made with, whatever the preset is now, but a student's must fit its
-    teacher's.
-    """
-    if student is None:
-        return start
-    if student.config != start.config:
-        raise HyperSharpError(
-            "the weights to start from are of another configuration",
-            "start from weights of the same method and version",
-            ErrorCode.NO_WEIGHTS,
-        )
-    student.load_state_dict(start.state_dict())
-    return model
+        draw = prior_drawer()
+    with reading_images():
+        stream, validation, data = _from_cubes(job, draw) if job.cubes else _from_pair(job, control, draw)
+    settings = TrainSettings(
+        steps=job.steps,
+        examples=job.batch,
+        seed=job.seed,
+        swt=preset.swt,
+        validate_every=job.validate_every,
+        patience=job.patience,
+    )
+    trainer = Trainer(model, stream, settings, validation, student, device)
+    return Setup(trainer, data, {"form": FORM, "components": COMPONENTS}, SUBSPACE_INPUT)
 
 
 def split_cubes(cubes: Sequence[Cube], held_out: Sequence[str], seed: int) -> tuple[list[Cube], list[Cube]]:
@@ -280,32 +264,21 @@ def _from_cubes(
 def _from_pair(
     job: TrainJob, control: Control, draw_prior: DrawPrior | None
 ) -> tuple[OneScene, list[Example], dict[str, Any]]:
-    from ..pair import Pair
-
-    hs, guide = source_path(str(job.hs)), source_path(str(job.guide))
-    with Pair(hs, guide, mtf_hs=job.mtf_hs, mtf_guide=job.mtf_guide, control=control) as pair:
+    with job_pair(job, control) as pair:
         reduced = reduced_pair(pair.scene)
         parts = parts_of(make_example(reduced, COMPONENTS, draw_prior)) if reduced else None
     if parts is None:
-        raise HyperSharpError(
-            "the pair is too small to train on", "train on a folder of cubes, or on a larger area"
-        )
-    data = {"pair": [Path(hs).name, Path(guide).name], "validated_on": "the right part of the pair"}
-    return OneScene(parts[0]), [parts[1]], data
+        raise too_small()
+    return OneScene(parts[0]), [parts[1]], pair_facts(job)
 
 
-def _write(
-    job: TrainJob,
-    folder: Path,
-    model: PretrainedModel,
-    student: PretrainedModel | None,
-    facts: dict[str, Any],
-    outcome: TrainOutcome,
-) -> None:
-    entry = {"input": {"form": FORM, "components": COMPONENTS}, "method": job.method, "training": facts}
+def _write(job: TrainJob, folder: Path, setup: Setup, facts: dict[str, Any], outcome: TrainOutcome) -> None:
+    entry = {"input": setup.entry, "method": job.method, "training": facts}
+    model, student = setup.trainer.model, setup.trainer.student
     main = student or model
-    main.save_pretrained(folder, entry, half=True, card=weights_card(job.method, main, facts, outcome))
+    card = weights_card(job.method, main, facts, outcome, setup.takes)
+    main.save_pretrained(folder, entry, half=True, card=card)
     if student is not None:
         teacher = {**entry, "method": "csakd-teacher"}
-        card = weights_card("csakd-teacher", model, facts, outcome)
+        card = weights_card("csakd-teacher", model, facts, outcome, setup.takes)
         model.save_pretrained(folder / TEACHER_NAME, teacher, half=True, card=card)

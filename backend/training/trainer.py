@@ -235,8 +235,7 @@ class Trainer:
         for net in self._nets.values():
             net.train()
         for _ in range(settings.examples):
-            example = self.stream.draw(self.step, dice)
-            crop = crop_example(example, settings.side, dice, self.device)
+            crop = self.crop(self.stream.draw(self.step, dice), dice)
             loss = self._loss(crop) / settings.examples
             loss.backward()
             total += float(loss.detach())
@@ -259,6 +258,14 @@ class Trainer:
                     self.averages[name][key].lerp_(value, 1.0 - decay)
         self.running = total if math.isnan(self.running) else 0.98 * self.running + 0.02 * total
         return total
+
+    def crop(self, example: Example, dice: Dice) -> Crop:
+        """Return the part of an example that a step learns from, on the device."""
+        return crop_example(example, self.settings.side, dice, self.device)
+
+    def score(self, net: PretrainedModel, example: Example) -> float:
+        """Return by how many dB a network is better than the closed form on a validation example."""
+        return psnr_gain(self.forward(net, example)[0].cpu(), example)
 
     def _loss(self, crop: Crop) -> Tensor:
         """Return the sum of the networks' losses; the student's has no gradient for the teacher."""
@@ -311,7 +318,7 @@ class Trainer:
         net.load_state_dict(self.averages[name])
         net.eval()
         try:
-            gains = [psnr_gain(self.forward(net, e)[0].cpu(), e) for e in self.validation]
+            gains = [self.score(net, example) for example in self.validation]
         finally:  # a run that is stopped here must not go on from the averages
             net.load_state_dict(own)
         return sum(gains) / len(gains)

@@ -27,6 +27,9 @@ from ...backend.job import (
     DEFAULT_MTF_HS,
     DEFAULT_TRAIN_SEED,
     DEFAULT_TRAIN_STEPS,
+    FORMS,
+    FULL_BAND,
+    SUBSPACE,
     TRAIN_STATE,
     TRAINABLE,
     TrainJob,
@@ -59,6 +62,11 @@ class TrainAlgorithm(HyperSharpAlgorithm):
         "METHOD": (
             "What to train. csakd trains its small network beside a larger one; mpsrnet-diff draws a prior of every "
             "training pair first, which takes long."
+        ),
+        "FORM": (
+            "subspace: the network corrects LMMSE in the image's own subspace, and its weights serve any sensor, guide "
+            "and ratio. full-band: the paper's own form, which makes every band itself from all bands of both images; "
+            "trained on a pair only, and its weights serve these sensors' bands and this ratio only."
         ),
         "WEIGHTS": (
             "Name or folder of weights to start from: training on a pair needs far fewer steps then. Empty: new ones."
@@ -109,6 +117,7 @@ class TrainAlgorithm(HyperSharpAlgorithm):
             )
         )
         self.add(enum_parameter("METHOD", tr("Method"), list(TRAINABLE), TRAINABLE[0]))
+        self.add(enum_parameter("FORM", tr("Form"), list(FORMS), SUBSPACE), advanced=True)
         self.add(QgsProcessingParameterString("WEIGHTS", tr("Weights to start from"), optional=True))
         self.add(
             QgsProcessingParameterNumber(
@@ -163,6 +172,10 @@ class TrainAlgorithm(HyperSharpAlgorithm):
         cubes = self.parameterAsFile(parameters, "CUBES", context)
         if any(given) == bool(cubes):
             return tr("Training needs one pair of layers, or a folder of cubes, and not both.")
+        if cubes and self.parameterAsEnumString(parameters, "FORM", context) == FULL_BAND:
+            return tr(
+                "The full-band form is trained on a pair of layers: cubes settle neither the guide nor the bands."
+            )
         photographs = self.parameterAsFile(parameters, "PHOTOGRAPHS", context)
         if photographs and not cubes:
             return tr(
@@ -221,6 +234,7 @@ class TrainAlgorithm(HyperSharpAlgorithm):
             seed=self.parameterAsInt(parameters, "SEED", context),
             mtf_hs=self.parameterAsDouble(parameters, "MTF_HS", context),
             mtf_guide=self.parameterAsDouble(parameters, "MTF_GUIDE", context),
+            form=self.parameterAsEnumString(parameters, "FORM", context),
         )
 
     def results_of(

@@ -115,7 +115,9 @@ def test_wrong_weights_are_refused(tmp_path):
     (tmp_path / "empty").mkdir()
     refused(S3RNet, tmp_path / "empty", "no weights in")
     weights(tmp_path / "full", SMALL_MBFN, form="full-band")
-    refused(S3RNet, tmp_path / "full", "another input: 'full-band'")
+    refused(S3RNet, tmp_path / "full", "contradicts itself")
+    weights(tmp_path / "older", SMALL_MBFN, form="subspace-1")
+    refused(S3RNet, tmp_path / "older", "another input: 'subspace-1'")
     weights(tmp_path / "planes", dataclasses.replace(SMALL_MBFN, guide_bands=4))
     refused(S3RNet, tmp_path / "planes", "other planes")
     path = folder / "model.safetensors"

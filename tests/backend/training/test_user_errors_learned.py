@@ -47,9 +47,9 @@ def spoiled(folder, how):
     if how == "another class":
         return weights(folder, SMALL_HYFUSION), "class 'hyfusion'"
     if how == "full-band":  # as the converter of official checkpoints writes it
-        model = MBFN(MBFNConfig(14, 1, 3, width=4, growth=2, blocks=(1, 1, 1, 1), attention=4, heads=1))
+        model = MBFN(MBFNConfig(14, 4, 3, width=4, growth=2, blocks=(1, 1, 1, 1), attention=4, heads=1))
         model.save_pretrained(folder, {"input": {"form": "full-band", "range": [-1, 1]}})
-        return folder, "another input: 'full-band'"
+        return folder, "take 14 HS bands, a guide of 4 bands and the ratio 3"
     if how == "nowhere":
         return folder, "there are no weights"
     weights(folder, SMALL_MBFN)
