@@ -24,7 +24,7 @@ from ..job import FULL_BAND
 from ..models.mbfn import MBFN
 from ..models.mpsrnet import SCAN, MPSRNet
 from ..models.pretrained import PretrainedModel, from_pretrained, read_config
-from ..scene import FILL_REACH, Scene, Tile
+from ..scene import FILL_REACH, Scene, Tile, tile_windows
 from .context import inner, widened, within
 from .subspace import grown
 
@@ -32,6 +32,8 @@ QUANTILE = 0.999
 """This share of an image's values is brought below 1 where the weights state no scale."""
 MOST_VALUES = 2_000_000
 """Values that are looked at for a quantile."""
+WINDOW = 512
+"""Side of the windows that they are read by, in pixels."""
 
 Run = Callable[[list[Tensor], tuple[int, int]], Tensor]
 """Runs a network on its inputs, the first fine pixel of which has these scene coordinates."""
@@ -184,17 +186,19 @@ def _is_number(value: Any) -> bool:
 def scene_scales(scene: Scene, control: Control) -> tuple[float, float]:
     """Return below which value `QUANTILE` of the HS image's values lie, and the same of the guide's.
 
-    The guide is taken at coarse resolution, where both are valid; large scenes by a sample of their pixels. An
-    image without a positive value has the scale of its largest size, or 1.
+    Valid pixels count, in large scenes a sample of them. An image without a positive value has the scale of its
+    largest size, or 1.
     """
-    bands, pixels = scene.hs.bands, math.prod(scene.coarse_shape)
-    step = max(1, math.ceil(pixels * max(bands, scene.guide.bands) / MOST_VALUES))
-    seen: tuple[list[Tensor], list[Tensor]] = ([], [])
-    for tile in scene.coarse_tiles(scene.mtf_hs, control=control):
-        for image, values in zip((tile.hs, tile.guide), seen):
-            values.append(image[:, tile.mask][:, ::step].flatten().cpu())
-    hs, guide = (_quantile(torch.cat(values)) for values in seen)
-    return hs, guide
+    found = []
+    for source in (scene.hs, scene.guide):
+        step = max(1, math.ceil(source.bands * source.rows * source.cols / MOST_VALUES))
+        values: list[Tensor] = []
+        for rows, cols in tile_windows((0, source.rows), (0, source.cols), WINDOW):
+            control.check()
+            image, mask = source.read(rows, cols)
+            values.append(image[:, mask][:, ::step].flatten())
+        found.append(_quantile(torch.cat(values)))
+    return found[0], found[1]
 
 
 def _quantile(values: Tensor) -> float:
