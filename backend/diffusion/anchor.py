@@ -21,31 +21,50 @@ BLIND = 0.3
 """Share of the base's own variance that is taken as error where the scene is too small to say."""
 
 
-def error_precision(base: Tensor, guide: Tensor, mask: Tensor, ratio: int, mtf_gain: float) -> Tensor:
-    """Return the inverse covariance of the closed form's error, `[s, s]` float32.
+class ErrorStatistics:
+    """Collects what the guide leaves of the base's detail, from one window of the coarse scene or from many.
 
     Args:
-        base: `[s, rows, cols]`, the base bands on the coarse grid.
-        guide: `[guide bands, rows, cols]`, degraded to the coarse grid.
-        mask: `[rows, cols]`, True where both are valid.
         ratio: fine pixels per coarse pixel.
         mtf_gain: gain of the HS sensor's MTF at Nyquist.
+        every: of the pixels of a window one in so many counts.
     """
-    count = len(base)
-    eye = torch.eye(count, dtype=torch.float64)
-    detail = _detail(torch.cat([base, guide]), mask, ratio, mtf_gain)
-    if detail is None:
-        values = base[:, mask].double().cpu()
-        return torch.linalg.inv(BLIND * torch.diag(values.var(dim=1)) + FLOOR * eye).float()
-    own, said = detail[:count], detail[count:]
-    square = said @ said.T
-    square = square + 1e-6 * square.diagonal().mean().clamp_min(1e-30) * torch.eye(
-        len(said), dtype=square.dtype
-    )
-    left = own - torch.linalg.solve(square, said @ own.T).T @ said
-    scale = 1.4826 * left.abs().median(dim=1, keepdim=True).values
-    left = left.clamp(-OUTLIERS * scale, OUTLIERS * scale)
-    return torch.linalg.inv(left @ left.T / left.shape[1] + FLOOR * eye).float()
+
+    def __init__(self, ratio: int, mtf_gain: float, every: int = 1) -> None:
+        self._ratio, self._gain, self._every = ratio, mtf_gain, every
+        self._details: list[Tensor] = []
+        self._values: list[Tensor] = []
+
+    def add(self, base: Tensor, guide: Tensor, mask: Tensor) -> None:
+        """Look at a window.
+
+        Args:
+            base: `[s, rows, cols]`, the base bands on the coarse grid.
+            guide: `[guide bands, rows, cols]`, degraded to the coarse grid.
+            mask: `[rows, cols]`, True where both are valid.
+        """
+        detail = _detail(torch.cat([base, guide]), mask, self._ratio, self._gain)
+        if detail is not None:
+            self._details.append(detail[:, :: self._every])
+        self._values.append(base[:, mask].double().cpu()[:, :: self._every])
+
+    def precision(self) -> Tensor:
+        """Return the inverse covariance of the closed form's error, `[s, s]` float32."""
+        values = torch.cat(self._values, dim=1)
+        count = len(values)
+        eye = torch.eye(count, dtype=torch.float64)
+        if not self._details:
+            return torch.linalg.inv(BLIND * torch.diag(values.var(dim=1)) + FLOOR * eye).float()
+        detail = torch.cat(self._details, dim=1)
+        own, said = detail[:count], detail[count:]
+        square = said @ said.T
+        square = square + 1e-6 * square.diagonal().mean().clamp_min(1e-30) * torch.eye(
+            len(said), dtype=square.dtype
+        )
+        left = own - torch.linalg.solve(square, said @ own.T).T @ said
+        scale = 1.4826 * left.abs().median(dim=1, keepdim=True).values
+        left = left.clamp(-OUTLIERS * scale, OUTLIERS * scale)
+        return torch.linalg.inv(left @ left.T / left.shape[1] + FLOOR * eye).float()
 
 
 def _detail(image: Tensor, mask: Tensor, ratio: int, mtf_gain: float) -> Tensor | None:

@@ -34,18 +34,27 @@ __all__ = [
     "save_prior",
 ]
 
-FORMAT = 1
+FORMAT = 2
 """Of the files; one of another format is of another name, and so is drawn again."""
 STRIP = 256
+"""Most rows that are read at once."""
+STRIP_VALUES = 1 << 24
+"""The same for values, of images of many bands or columns."""
 READ_BYTES = 1 << 20
 
 
+def _strips(rows: int, values_per_row: int) -> list[tuple[int, int]]:
+    """Return ranges of rows that are read at once."""
+    most = max(1, min(STRIP, STRIP_VALUES // max(1, values_per_row)))
+    return [(top, min(rows, top + most)) for top in range(0, rows, most)]
+
+
 def _digest_source(word: hashlib._Hash, source: Source, control: Control) -> None:
-    for top in range(0, source.rows, STRIP):
+    for rows in _strips(source.rows, source.bands * source.cols):
         control.check()
-        values, mask = source.read((top, min(source.rows, top + STRIP)), (0, source.cols))
-        word.update(values.contiguous().numpy().tobytes())
-        word.update(mask.contiguous().numpy().tobytes())
+        values, mask = source.read(rows, (0, source.cols))
+        word.update(values.contiguous().numpy())
+        word.update(mask.contiguous().numpy())
 
 
 def weights_digest(folder: Path) -> str:
@@ -132,9 +141,6 @@ def save_prior(prior: Prior, path: Path) -> None:
         "offset": prior.offset,
         "low": prior.low,
         "span": prior.span,
-        "residual": prior.residual,
-        "up_rows": prior.up[0],
-        "up_cols": prior.up[1],
     }
     if sum(v.numel() * v.element_size() for v in tensors.values()) > kept.MOST_BYTES:
         return
@@ -143,7 +149,8 @@ def save_prior(prior: Prior, path: Path) -> None:
     handle, part = tempfile.mkstemp(dir=path.parent, suffix=kept.PART_SUFFIX)
     os.close(handle)
     try:
-        contiguous = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
+        # No copy of a base that lies on disk already.
+        contiguous = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
         save_file(contiguous, part, {"facts": json.dumps(facts, default=asdict)})
         os.replace(part, path)
     except SafetensorError as error:  # what it makes of a full disk
@@ -156,30 +163,31 @@ def save_prior(prior: Prior, path: Path) -> None:
 def load_prior(path: Path, scene: Scene) -> Prior | None:
     """Return a kept prior of a scene; None where there is none that can be read and fits.
 
-    It can `refine`; its `image` has the residual of the HS image, not the closed form's.
+    It can `refine`; its `image` has no residual.
     """
     try:
         with safe_open(path, "pt") as file:
             facts = json.loads(file.metadata()["facts"])
-            tensors = {k: file.get_tensor(k).to(scene.device) for k in file.keys()}  # noqa: SIM118 (no mapping)
+            tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118 (no mapping)
+        drawn_whole = facts["facts"]["blocks"] == 1
         prior = Prior(
-            tensors["base"],
+            # Mapped from the file, like one that has just been drawn in blocks.
+            tensors["base"].to(scene.device) if drawn_whole else tensors["base"],
             tensors["loadings"],
             tensors["offset"],
             facts["bands"],
             tensors["low"],
             tensors["span"],
-            tensors["residual"],
             facts["curves"],
             facts["facts"],
-            (tensors["up_rows"], tensors["up_cols"]),
         )
     except (OSError, SafetensorError, KeyError, ValueError, TypeError):
         return None
     rank = len(prior.bands)
     if prior.base.shape != (rank, *scene.shape) or prior.loadings.shape != (scene.hs.bands, rank):
         return None
-    if not bool(torch.isfinite(prior.base).all()):
+    strips = _strips(scene.shape[0], rank * scene.shape[1])
+    if not all(bool(torch.isfinite(prior.base[:, slice(*rows)]).all()) for rows in strips):
         return None
     # Its time of last use, by which the cache is trimmed; a read-only cache serves all the same.
     with contextlib.suppress(OSError):

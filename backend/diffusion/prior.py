@@ -16,12 +16,16 @@ from torch import Tensor
 
 from ..control import Control
 from ..degradation import Range, separable
+from ..device import is_out_of_memory
 from ..errors import ErrorCode, HyperSharpError
 from ..scene import Scene
 from ..weights import find_weights
+from .blocks import Layout, PlacedNoise, block_layout, one_block
 from .denoiser import Denoiser, load_denoiser
-from .problem import Problem, make_problem
-from .sampling import SamplerSettings, draw
+from .problem import Problem, block_problem
+from .sampling import Sample, SamplerSettings, draw
+from .scene_model import SceneModel, first_estimate, learn_scene
+from .store import on_disk
 from .terms import TERMS, mix
 from .tiles import TiledNoise
 
@@ -29,6 +33,10 @@ PRESETS = {"quick": 10, "standard": 20, "fine": 50}
 STARTS = ("noise", "interpolated", "lmmse")
 WEIGHTS = "prior"
 STAGE = "drawing the prior"
+BLOCK = 768
+"""Fine pixels of a side up to which a scene is drawn as a whole."""
+LEAST_BLOCK = 192
+"""Blocks are halved down to this side before memory is given up on."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +58,7 @@ class PriorSettings:
         frame: ground of the result, "guide" or "hs".
         srf: the guide's nominal response; None estimates it.
         side, overlap: tiles of the network, in pixels.
+        block: most fine pixels of a side that is drawn as a whole; a larger scene is drawn in overlapping blocks.
         half: bfloat16 arithmetic in the network; None where the device is fast at it.
         sampler: guidance and all else; its `steps` and `signal` are set from here.
     """
@@ -68,6 +77,7 @@ class PriorSettings:
     srf: str | None = None
     side: int = 160
     overlap: int = 24
+    block: int = BLOCK
     half: bool | None = None
     sampler: SamplerSettings = field(default_factory=SamplerSettings)
 
@@ -96,15 +106,17 @@ class Prior:
 
     Attributes:
         base: `[s, rows, cols]` float32: the selected bands, 0 at `low` and 1 at `low + span`; a fine pixel that is
-            brighter or darker than any coarse one may lie outside [0, 1].
+            brighter or darker than any coarse one may lie outside [0, 1]. Of a scene drawn in blocks it lies on
+            disk: take windows of it.
         loadings: `[S, s]` float64: of every band on the base, in the HS image's units.
         offset: `[S]` float64.
         bands: the selected bands.
         low, span: `[s]` float64, in the HS image's units.
-        residual: `[S, coarse rows, coarse cols]`: interpolated and added.
         curves: root mean square of the data terms "hs" and "guide", in standard deviations of the bands: before the
             first guidance, and after each step.
         facts: what was found and done, JSON-ready.
+        first_estimate: gives the image `[S, rows, cols]`, on fine pixels of the scene, that the base is put into
+            (see `PriorSettings.residual`); None for what the base alone explains, and of a prior from the cache.
     """
 
     base: Tensor
@@ -113,12 +125,9 @@ class Prior:
     bands: list[int]
     low: Tensor
     span: Tensor
-    residual: Tensor
     curves: dict[str, list[float]]
     facts: dict[str, Any]
-    up: tuple[Tensor, Tensor]
-    closed_form: Callable[[Range, Range], Tensor] | None = None
-    """With the residual "lmmse": its result `[S, rows, cols]` on fine pixels of the scene."""
+    first_estimate: Callable[[Range, Range], Tensor] | None = None
 
     @torch.no_grad()
     def image(self, rows: Range | None = None, cols: Range | None = None) -> Tensor:
@@ -128,10 +137,9 @@ class Prior:
             rows, cols: fine pixels of the scene; None for all.
         """
         rows, cols = rows or (0, self.base.shape[1]), cols or (0, self.base.shape[2])
-        if self.closed_form is not None:
-            return self.refine(self.closed_form(rows, cols), rows, cols)
-        image = separable(self.up[0][slice(*rows)], self.up[1][slice(*cols)], self.residual)
-        image += mix(self.loadings, self.base[:, slice(*rows), slice(*cols)])
+        if self.first_estimate is not None:
+            return self.refine(self.first_estimate(rows, cols), rows, cols)
+        image = mix(self.loadings, self.base[:, slice(*rows), slice(*cols)])
         return image.add_(self.offset.to(image)[:, None, None])
 
     @torch.no_grad()
@@ -146,7 +154,7 @@ class Prior:
             `image + loadings (base - base of image)`.
         """
         own = (image[self.bands] - self.low.to(image)[:, None, None]) / self.span.to(image)[:, None, None]
-        return image + mix(self.loadings, self.base[:, slice(*rows), slice(*cols)] - own)
+        return image + mix(self.loadings, self.base[:, slice(*rows), slice(*cols)].to(image) - own)
 
 
 def sample_prior(
@@ -166,7 +174,25 @@ def sample_prior(
     """
     if denoiser is None:
         denoiser = load_denoiser(find_weights(settings.weights), scene.device)
-    problem = make_problem(
+    half = half_is_fast(scene.device) if settings.half is None else settings.half
+    noise_of = TiledNoise(denoiser, settings.side, settings.overlap, half)
+    while True:
+        try:
+            return _sample(scene, settings, control, noise_of)
+        except Exception as error:
+            side = min(settings.block, max(scene.shape)) // 2
+            if not is_out_of_memory(error) or side < LEAST_BLOCK:
+                raise
+        settings = replace(settings, block=side)
+        if scene.device.type == "cuda":
+            torch.cuda.empty_cache()
+        control.warn(f"memory ran out: the prior is drawn in blocks of {side} pixels")
+
+
+def _sample(scene: Scene, settings: PriorSettings, control: Control, noise_of: TiledNoise) -> Prior:
+    """Learn the scene, and draw it as a whole or in blocks."""
+    whole = max(scene.shape) <= settings.block
+    model = learn_scene(
         scene,
         control,
         settings.rank,
@@ -176,8 +202,38 @@ def sample_prior(
         settings.frame,
         settings.srf,
         closed=settings.start == "lmmse" or settings.use_closed_form,
+        windowed=not whole,
     )
-    known = problem.interpolated if problem.closed is None else problem.closed.base
+    if whole:
+        layout = one_block(scene.coarse_shape, scene.ratio)
+    else:
+        layout = block_layout(scene.coarse_shape, scene.ratio, settings.block, model.guard)
+    steps = settings.step_count
+    control.stage(STAGE, steps * len(layout))
+    facts = {
+        "bfloat16": noise_of.half,
+        "start": settings.start,
+        "residual": settings.residual,
+        "seed": settings.seed,
+        "blocks": len(layout),
+        "block_pixels": list(layout.largest),
+    }
+    if whole:
+        problem = block_problem(scene, model, layout.rows[0], layout.cols[0], control)
+        sample = _draw_block(problem, settings, control, noise_of)
+        return finish(scene, problem, sample.base, sample.curves, {**sample.facts, **facts})
+    return _draw_blocks(scene, model, layout, settings, control, noise_of, facts)
+
+
+def _draw_block(
+    problem: Problem,
+    settings: PriorSettings,
+    control: Control,
+    noise_of: TiledNoise,
+    noise: PlacedNoise | None = None,
+) -> Sample:
+    """Draw a block, or a whole scene, on the HS image's ground."""
+    known = problem.interpolated if problem.closed is None else problem.closed
     # What lies outside the network's range (roofs, boats) is left to what is known already: beyond its range the
     # network is no judge, and such values would shift its normalisation for the whole image.
     excess = known - known.clamp(0, 1)
@@ -185,19 +241,61 @@ def sample_prior(
     sampler = replace(
         settings.sampler, steps=settings.step_count, signal=0.0 if start is None else settings.signal
     )
-    control.stage(STAGE, sampler.steps)
-    half = half_is_fast(scene.device) if settings.half is None else settings.half
-    noise_of = TiledNoise(denoiser, settings.side, settings.overlap, half)
     terms = problem.terms.without(excess)
-    sample = draw(noise_of, terms, sampler, control, settings.seed, None if start is None else start - excess)
-    facts = {
-        **sample.facts,
-        "bfloat16": half,
-        "start": settings.start,
-        "residual": settings.residual,
-        "seed": settings.seed,
-    }
-    return finish(scene, problem, sample.base + excess, sample.curves, facts)
+    start = None if start is None else start - excess
+    sample = draw(noise_of, terms, sampler, control, settings.seed, start, noise)
+    return replace(sample, base=sample.base + excess)
+
+
+def _draw_blocks(
+    scene: Scene,
+    model: SceneModel,
+    layout: Layout,
+    settings: PriorSettings,
+    control: Control,
+    noise_of: TiledNoise,
+    facts: dict[str, Any],
+) -> Prior:
+    """Draw a scene block by block onto disk; only one of them is in memory at a time."""
+    rank, ratio = len(model.low_rank.bands), scene.ratio
+    base = on_disk((rank, *scene.shape))
+    curves = _MeanCurves()
+    for rows, row_weight in zip(layout.rows, layout.weights()[0]):
+        for cols, col_weight in zip(layout.cols, layout.weights()[1]):
+            problem = block_problem(scene, model, rows, cols, control)
+            fine_rows, fine_cols = ((a * ratio, b * ratio) for a, b in (rows, cols))
+            if bool(problem.terms.hs_mask.any()) and bool(problem.terms.guide_mask.any()):
+                noise = PlacedNoise(settings.seed, rank, fine_rows, fine_cols)
+                sample = _draw_block(problem, settings, control, noise_of, noise)
+                curves.add(sample.curves, problem)
+                facts = {**sample.facts, **facts}
+                drawn = _on_its_ground(problem, sample.base)
+            else:  # no data: nothing that a network could be guided by
+                drawn = _on_its_ground(problem, problem.interpolated)
+                control.step(settings.step_count)
+            drawn = drawn.cpu() * row_weight[:, None] * col_weight[None, :]
+            base[:, slice(*fine_rows), slice(*fine_cols)] += drawn
+    return _prior(scene, model, base, curves.mean(), facts)
+
+
+class _MeanCurves:
+    """The data terms of a scene from those of its blocks (what two of them share counts twice)."""
+
+    def __init__(self) -> None:
+        self._squares: dict[str, list[float]] = {}
+        self._counts = dict.fromkeys(TERMS, 0.0)
+
+    def add(self, curves: dict[str, list[float]], problem: Problem) -> None:
+        counts = {"hs": max(1.0, problem.terms.hs_count), "guide": problem.terms.guide_count}
+        for name, values in curves.items():
+            sums = self._squares.setdefault(name, [0.0] * len(values))
+            self._squares[name] = [s + counts[name] * v * v for s, v in zip(sums, values)]
+            self._counts[name] += counts[name]
+
+    def mean(self) -> dict[str, list[float]]:
+        return {
+            name: [(s / self._counts[name]) ** 0.5 for s in self._squares.get(name, [])] for name in TERMS
+        }
 
 
 def half_is_fast(device: torch.device) -> bool:
@@ -216,35 +314,35 @@ def finish(
 
     Args:
         scene: the pair.
-        problem: made of it.
+        problem: made of all of it.
         base: `[s, rows, cols]`.
         curves, facts: of the sampling.
     """
-    up = problem.up
-    if problem.back is not None:
-        base = separable(*problem.back, base)
-        up = problem.back[0] @ up[0], problem.back[1] @ up[1]
+    return _prior(scene, problem.scene_model, _on_its_ground(problem, base), curves, facts)
+
+
+@torch.no_grad()
+def _on_its_ground(problem: Problem, base: Tensor) -> Tensor:
+    """Return a base on the ground that was asked for."""
+    return base if problem.back is None else separable(*problem.back, base)
+
+
+def _prior(
+    scene: Scene, model: SceneModel, base: Tensor, curves: dict[str, list[float]], facts: dict[str, Any]
+) -> Prior:
     gained = {
         name: None if not values else {"start": round(values[0], 5), "end": round(values[-1], 5)}
         for name, values in curves.items()
     }
-    prior = Prior(
+    low_rank = model.low_rank
+    return Prior(
         base,
-        problem.loadings,
-        problem.offset,
-        problem.bands,
-        problem.low,
-        problem.span,
-        problem.residual,
+        low_rank.loadings,
+        low_rank.offset,
+        low_rank.bands,
+        low_rank.low,
+        low_rank.span,
         curves,
-        {**problem.facts, **facts, "data_terms": gained},
-        up,
+        {**model.facts, **facts, "data_terms": gained},
+        first_estimate(scene, model),
     )
-    if facts.get("residual") == "lmmse" and problem.closed is not None:
-        method = problem.closed.method
-
-        def closed(rows: Range, cols: Range) -> Tensor:
-            return method.fuse(scene.tile(rows, cols, method.halo))
-
-        prior.closed_form = closed
-    return prior

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from ..control import Control
 from ..errors import ErrorCode, HyperSharpError
+from .blocks import PlacedNoise, WholeNoise
 from .schedule import RATE, TIMESTEPS, Scheduler, exponential_alpha_bars, make_scheduler
 from .terms import TERMS, DataTerms
 from .tiles import TiledNoise
@@ -128,25 +129,30 @@ def draw(
     control: Control,
     seed: int = 0,
     start: Tensor | None = None,
+    noise: PlacedNoise | None = None,
 ) -> Sample:
     """Draw a base image under the guidance of the data terms.
 
     Args:
-        noise_of: the network, for whole images.
+        noise_of: the network, for whole images; where memory runs out, its tiles get smaller.
         terms: of the pair.
         settings: how.
         control: progress by step, and cancel.
         seed: of every random number: the same seed gives the same image on the same device.
         start: `[s, rows, cols]` in [0, 1]: an image that is noised to the first step's level (SDEdit, Meng et al.,
             ICLR 2022); None starts from noise alone.
+        noise: of the place that is drawn, where it is part of a larger scene; `seed` is in it.
     """
+    if noise is not None and settings.sampler == "ddpm":
+        # The same process: diffusers' DDPM draws its noise itself, where the place could not be told.
+        settings = replace(settings, sampler="ddim", churn=1.0)
     scheduler, times = plan(settings)
-    shape = (terms.hs_mixing.shape[1], terms.down[0].shape[1], terms.down[1].shape[1])
-    generator = torch.Generator().manual_seed(seed)
-    noise = torch.randn(shape, generator=generator).to(terms.hs)
+    chance: WholeNoise | PlacedNoise
+    chance = WholeNoise(seed, (len(terms.hs), *terms.guide_mask.shape)) if noise is None else noise
+    first = chance().to(terms.hs)
     share = float(scheduler.alphas_cumprod[times[0]])
-    x = noise if start is None else share**0.5 * (2 * start - 1) + (1 - share) ** 0.5 * noise
-    guided = _Guided(noise_of, terms, settings, control, (scheduler, generator))
+    x = first if start is None else share**0.5 * (2 * start - 1) + (1 - share) ** 0.5 * first
+    guided = _Guided(noise_of, terms, settings, control, (scheduler, chance))
     curves: dict[str, list[float]] = {name: [] for name in TERMS}
     clean = x
     for time in times:
@@ -176,10 +182,10 @@ class _Guided:
         terms: DataTerms,
         settings: SamplerSettings,
         control: Control,
-        chance: tuple[Scheduler, torch.Generator],
+        chance: tuple[Scheduler, WholeNoise | PlacedNoise],
     ) -> None:
         self.noise_of, self.terms, self.settings, self.control = noise_of, terms, settings, control
-        self.scheduler, self.generator = chance
+        self.scheduler, self.noise = chance
 
     def step(self, x: Tensor, time: int) -> tuple[Tensor, Tensor, Tensor]:
         """Return the image at the next level, and the clean estimate before and after the guidance."""
@@ -190,7 +196,8 @@ class _Guided:
         except torch.cuda.OutOfMemoryError:
             if self.noise_of.side <= LEAST_SIDE:
                 raise
-            self.noise_of = replace(self.noise_of, side=max(LEAST_SIDE, self.noise_of.side // 2))
+            # For good: the next block of the scene would run into the same.
+            self.noise_of.side = max(LEAST_SIDE, self.noise_of.side // 2)
             self.control.warn(
                 f"not enough device memory: the prior is drawn in tiles of {self.noise_of.side} pixels"
             )
@@ -220,9 +227,9 @@ class _Guided:
     def _scheduled(self, epsilon: Tensor, time: int, x: Tensor) -> Tensor:
         """Return the scheduler's next image."""
         if self.settings.sampler == "ddpm":
-            return self.scheduler.step(epsilon, time, x, generator=self.generator).prev_sample
+            return self.scheduler.step(epsilon, time, x, generator=self.noise.generator).prev_sample
         churn = self.settings.churn
-        fresh = torch.randn(x.shape, generator=self.generator).to(x) if churn else None
+        fresh = self.noise().to(x) if churn else None
         return self.scheduler.step(epsilon, time, x, eta=churn, variance_noise=fresh).prev_sample
 
     def _against_gradient(self, x: Tensor, clean: Tensor, share: float) -> Tensor:

@@ -71,7 +71,7 @@ class TiledNoise:
         Args:
             x: noisy image.
             alpha_bar: its signal share.
-            control: asked for a cancel between tiles.
+            control: asked for a cancel between tiles, and between groups of bands.
         """
         bands, height, width = x.shape
         m = self.denoiser.multiple
@@ -85,17 +85,20 @@ class TiledNoise:
         whole = torch.zeros_like(padded)
         weight = torch.zeros_like(padded[0])
         many = len(rows) * len(cols) * len(groups) > FEW_TILES and x.requires_grad
-        share = torch.full((len(groups),), alpha_bar, dtype=torch.float64, device=x.device)
+        share = torch.full((1,), alpha_bar, dtype=torch.float64, device=x.device)
         for top in rows:
             for left in cols:
-                control.check()
                 area = (slice(None), slice(top, top + sides[0]), slice(left, left + sides[1]))
-                part = torch.stack([padded[area][g] for g in groups])
-                out = (
-                    checkpoint(self._epsilon, part, share, use_reentrant=False)
-                    if many
-                    else self._epsilon(part, share)
-                )
+                out = []
+                # One group at a time: a cancel is heard between them, and many need no more memory than one.
+                for group in groups:
+                    control.check()
+                    part = padded[area][group][None]
+                    out.append(
+                        checkpoint(self._epsilon, part, share, use_reentrant=False)
+                        if many
+                        else self._epsilon(part, share)
+                    )
                 own = torch.stack([_last(out, groups, b) for b in range(bands)])
                 frame = (left, padded.shape[2] - left - sides[1], top, padded.shape[1] - top - sides[0])
                 whole = whole + functional.pad(own * window, frame)
@@ -107,9 +110,9 @@ class TiledNoise:
             return self.denoiser.epsilon(part, share).float()
 
 
-def _last(out: Tensor, groups: list[list[int]], band: int) -> Tensor:
+def _last(out: list[Tensor], groups: list[list[int]], band: int) -> Tensor:
     index = max(i for i, g in enumerate(groups) if band in g)
-    return out[index, groups[index].index(band)]
+    return out[index][0, groups[index].index(band)]
 
 
 def _pad(x: Tensor, rows: int, cols: int) -> Tensor:

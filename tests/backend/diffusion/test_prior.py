@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypersharp.backend.control import Control
 from hypersharp.backend.degradation import interpolate
-from hypersharp.backend.diffusion.anchor import error_precision
+from hypersharp.backend.diffusion.anchor import ErrorStatistics
 from hypersharp.backend.diffusion.prior import PRESETS, STAGE, PriorSettings, finish, sample_prior
 from hypersharp.backend.diffusion.problem import make_problem
 from hypersharp.backend.diffusion.sampling import SamplerSettings, draw
@@ -36,7 +36,7 @@ def with_sampler(settings=QUICK, **changes):
 def test_the_truth_explains_the_pair(cube, scene):
     """With a cube of rank three the model is exact: both terms vanish at the truth, and only there."""
     problem = make_problem(scene, Control(), residual="none", register=False)
-    truth = (cube[problem.bands] - problem.low[:, None, None]) / problem.span[:, None, None]
+    truth = problem.low_rank.as_base(cube)
     at_truth = problem.terms.rms(truth.float())
     assert at_truth["hs"] < 2e-3 and at_truth["guide"] < 2e-2
     elsewhere = problem.terms.rms(problem.interpolated)
@@ -47,10 +47,12 @@ def test_the_terms_are_the_published_norms(cube, scene):
     """In all bands, written out: Y - D B (offset + E A + R), P - rho (...), each band over its deviation."""
     problem = make_problem(scene, Control(), rank=2, register=False)
     base = torch.rand(2, *scene.shape, generator=torch.Generator().manual_seed(0))
-    residual = torch.einsum("yi,bij,xj->byx", problem.up[0], problem.residual, problem.up[1])
-    image = problem.offset.float()[:, None, None] + residual
-    image = image + torch.einsum("bk,kyx->byx", problem.loadings.float(), base)
     hs, _ = scene.hs.read((0, scene.hs.rows), (0, scene.hs.cols))
+    low_rank = problem.low_rank
+    explained = torch.einsum("bk,kyx->byx", low_rank.loadings.float(), low_rank.as_base(hs))
+    image = low_rank.offset.float()[:, None, None]
+    image = image + interpolate(hs - low_rank.offset.float()[:, None, None] - explained, 4)
+    image = image + torch.einsum("bk,kyx->byx", low_rank.loadings.float(), base)
     seen = torch.einsum("iy,byx,jx->bij", problem.terms.down[0], image, problem.terms.down[1])
     deviation = scene.statistics(0.3).hs_covariance.diagonal().sqrt().float()
     wanted = ((hs - seen) / deviation[:, None, None]).square().mean().sqrt()
@@ -68,8 +70,8 @@ def test_the_terms_are_the_published_norms(cube, scene):
 def test_the_closed_forms_residual_is_seen_by_both_sensors(scene):
     """X = closed form where the base is its own: then the terms are those of the closed form itself."""
     problem = make_problem(scene, Control(), rank=2, residual="lmmse", register=False)
-    image = finish(scene, problem, problem.closed.base, {}, {"residual": "lmmse"}).image()
-    method = problem.closed.method
+    image = finish(scene, problem, problem.closed, {}, {"residual": "lmmse"}).image()
+    method = problem.scene_model.closed
     rows, cols = scene.shape
     torch.testing.assert_close(
         image, method.fuse(scene.tile((0, rows), (0, cols), method.halo)), rtol=1e-5, atol=0.05
@@ -78,7 +80,7 @@ def test_the_closed_forms_residual_is_seen_by_both_sensors(scene):
     seen = torch.einsum("iy,byx,jx->bij", problem.terms.down[0], image, problem.terms.down[1])
     deviation = scene.statistics(0.3).hs_covariance.diagonal().sqrt().float()
     wanted = ((hs - seen) / deviation[:, None, None]).square().mean().sqrt()
-    assert problem.terms.rms(problem.closed.base)["hs"] == pytest.approx(float(wanted), rel=0.02)
+    assert problem.terms.rms(problem.closed)["hs"] == pytest.approx(float(wanted), rel=0.02)
 
 
 def test_solve_finds_the_least_squares_image(scene):
@@ -293,7 +295,7 @@ def test_the_anchor_pulls_towards_the_closed_form(cube, scene):
     distances = []
     for anchor in (0.0, 3.0, 1000.0):
         prior = sample_prior(scene, with_sampler(anchor=anchor, guidance="solve"), Control(), White(0.15))
-        closed = make_problem(scene, Control(), residual="lmmse").closed.base
+        closed = make_problem(scene, Control(), residual="lmmse").closed
         distances.append(float((prior.base - closed).square().mean().sqrt()))
     assert distances[0] > distances[1] > distances[2] and distances[2] < 0.1 * distances[0]
 
@@ -303,10 +305,17 @@ def test_the_closed_forms_error_is_found_one_scale_down():
     generator = torch.Generator().manual_seed(8)
     image = torch.randn(2, 60, 60, generator=generator)
     mask = torch.ones(60, 60, dtype=torch.bool)
-    precision = error_precision(image, 3.0 * image[:1] + 5, mask, 4, 0.3)
+
+    def error_precision(*parts):
+        errors = ErrorStatistics(4, 0.3)
+        for part in parts:
+            errors.add(*part)
+        return errors.precision()
+
+    precision = error_precision((image, 3.0 * image[:1] + 5, mask))
     variance = torch.linalg.inv(precision).diagonal()
     assert float(variance[0]) < 1e-3 and 0.5 < float(variance[1]) < 1.5
-    tiny = error_precision(image[:, :6, :6], image[:1, :6, :6], mask[:6, :6], 4, 0.3)
+    tiny = error_precision((image[:, :6, :6], image[:1, :6, :6], mask[:6, :6]))
     assert bool(torch.isfinite(tiny).all()) and bool((torch.linalg.eigvalsh(tiny) > 0).all())
 
 

@@ -1,5 +1,4 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-import weakref
 from dataclasses import replace
 
 import pytest
@@ -9,8 +8,8 @@ from hypersharp.backend.models.mamba import Pieces
 from hypersharp.backend.models.mbfn import MBFN, MBFNConfig
 from hypersharp.backend.models.mpsrnet import MPSRNet, MPSRNetConfig, step_factors
 from hypersharp.backend.models.pretrained import from_pretrained
+from memory import MemoryWatch
 from torch.nn import functional
-from torch.utils._python_dispatch import TorchDispatchMode
 
 SUBSPACE = MPSRNetConfig(7, 14, None, 6, 2, width=8, encoder_blocks=0, blocks=1, d_state=2)
 FULL = MPSRNetConfig(9, 1, 4, None, 9, width=8, encoder_blocks=1, blocks=1, d_state=2)
@@ -202,33 +201,7 @@ def test_a_crop_with_its_reach_gives_the_same_pixels(ratio, change):
         assert not torch.allclose(whole[..., inner, inner], misplaced[..., own, own], atol=1e-4)
 
 
-class MemoryWatch(TorchDispatchMode):
-    """The most bytes that live tensors made inside held at once."""
-
-    def __init__(self):
-        super().__init__()
-        self.held, self.most, self.known = 0, 0, set()
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        out = function(*args, **(kwargs or {}))
-        for x in out if isinstance(out, (tuple, list)) else (out,):
-            if isinstance(x, torch.Tensor):
-                storage = x.untyped_storage()
-                key, size = storage.data_ptr(), storage.nbytes()
-                if key not in self.known and size:
-                    self.known.add(key)
-                    self.held += size
-                    self.most = max(self.most, self.held)
-                    weakref.finalize(storage, self._gone, key, size)
-        return out
-
-    def _gone(self, key, size):
-        self.known.discard(key)
-        self.held -= size
-
-
 def test_the_stated_memory_covers_what_is_used():
-
     for change in ({}, {"patch": 2, "scan_span": 16}, {"prior": False, "d_state": 4}, {"mixer": "conv"}):
         config = replace(SUBSPACE, width=16, **change)
         model = MPSRNet(config)
