@@ -77,6 +77,27 @@ def test_weights_from_a_pair_fuse_it(provider, backend, pair, tmp_path, monkeypa
     assert json.loads((Path(again["WEIGHTS_FOLDER"]) / "config.json").read_text())["training"]["data"]
 
 
+def test_weights_of_the_full_band_form_fuse_their_pair_only(provider, backend, pair, make_raster, tmp_path):
+    folder = tmp_path / "weights"
+    made = run("train", **pair, METHOD="hyfusion", FORM="full-band", STEPS=2, WEIGHTS_FOLDER=str(folder))
+    entry = json.loads((folder / "config.json").read_text())["input"]
+    assert (entry["form"], entry["hs_bands"], entry["guide_bands"], entry["ratio"]) == ("full-band", 6, 1, 3)
+    settings = {"METHOD": "hyfusion", "WEIGHTS": made["WEIGHTS_FOLDER"], "REPORT": None}
+    fused = run("fuse", **pair, **settings, OUTPUT=str(tmp_path / "o.tif"))
+    assert QgsRasterLayer(fused["OUTPUT"]).bandCount() == 6
+    other = {**pair, "GUIDE": make_raster("msi.tif", bands=3, size=120, pixel=10, seed=1)}
+    with pytest.raises(QgsProcessingException, match="a guide of 1 band and the ratio 3"):
+        run("fuse", **other, **settings, OUTPUT=str(tmp_path / "p.tif"))
+    assert not (tmp_path / "p.tif").exists()
+
+
+def test_forms_are_words_with_a_help_text(provider):
+    algorithm = QgsApplication.processingRegistry().algorithmById("hypersharp:train")
+    form = algorithm.parameterDefinition("FORM")
+    assert form.usesStaticStrings() and list(form.options()) == ["subspace", "full-band"]
+    assert form.defaultValue() == "subspace" and "any sensor" in form.help()
+
+
 def test_weights_from_cubes_without_those_left_out(provider, backend, make_raster, tmp_path):
     cubes = tmp_path / "cubes"
     cubes.mkdir()
@@ -131,6 +152,7 @@ def bad(pair, tmp_path):
         "swapped": ({"SPECTRAL": pair["GUIDE"], "GUIDE": pair["SPECTRAL"]}, "swapped"),
         "no such folder": ({"CUBES": str(tmp_path / "none")}, "There is no folder"),
         "no cubes": ({"CUBES": str(empty)}, "no cube to train on"),
+        "full-band cubes": ({"CUBES": str(empty), "FORM": "full-band"}, "trained on a pair of layers"),
         "no weights": ({**pair, "WEIGHTS": "s4rnet"}, "no weights 's4rnet'"),
         "empty weights": ({**pair, "WEIGHTS": str(empty)}, "no config.json and no model.safetensors"),
         "resume nothing": ({**pair, "RESUME": True}, "no interrupted run"),
@@ -146,6 +168,7 @@ BAD = [
     "swapped",
     "no such folder",
     "no cubes",
+    "full-band cubes",
     "no weights",
     "empty weights",
 ]
