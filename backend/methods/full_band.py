@@ -305,7 +305,7 @@ class FullBandFusion:
         if self.local:
             self.halo, self.pixel_bytes = self.model.reach(scene.ratio), needed
             return
-        total = math.prod(scene.shape) * needed + BASE_MEMORY_BYTES
+        total = math.prod(scene.shape) * needed + 4 * self.model.parameter_count() + BASE_MEMORY_BYTES
         if total > memory_gb * 2**30:
             raise HyperSharpError(
                 f"the network of the weights in {self.what} looks at the whole scene at once: {scene.shape[0]} x "
