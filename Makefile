@@ -17,7 +17,7 @@ APT_QGIS := qgis python3-qgis qgis-providers python3-gdal python3-venv xvfb xaut
 SUDO := $(shell [ "$$(id -u)" = 0 ] || command -v sudo || true)
 APT_GET := $(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get -o DPkg::Lock::Timeout=600
 
-.PHONY: help env env-qgis mamba-reference demo test test-backend test-qgis test-packaging lint format bench quality ranking learned-table screenshots package gpu clean
+.PHONY: help env env-qgis mamba-reference demo test test-backend test-qgis test-packaging lint format bench quality ranking learned-table robustness screenshots package gpu clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -64,6 +64,9 @@ quality: env  ## the table of methods on the cubes of the data folder
 
 learned-table: env  ## what the shipped weights gain over lmmse, into docs/benchmarks.md
 	$(PY) .ci/learned_table.py --adapt 120 --into docs/benchmarks.md
+
+robustness: env  ## how far methods fall with noise and with a wrong PSF, into docs/benchmarks.md
+	$(PY) .ci/robustness_table.py --into docs/benchmarks.md
 
 gpu: env  ## what needs CUDA: parity tests, and the networks' speed; skipped with a reason elsewhere
 	$(PY) -m pytest -p no:pytest_qgis -q -m gpu tests/backend

@@ -92,11 +92,11 @@ def read_cube(name):
     return cube, mask, [nm[i] for i in survey.usable]
 
 
-def simulate(cube, mask, wavelengths, ratio, guide, noise_db, seed):
-    """Return the scene to fuse, the truth and its mask."""
+def simulate(cube, mask, wavelengths, ratio, guide, noise_db, seed, mtf=DEFAULT_MTF_HS):
+    """Return the scene to fuse, the truth and its mask; methods are told the default MTF gain, whatever it is."""
     rows, cols = (size // ratio * ratio for size in mask.shape)
     truth, mask = cube[:, :rows, :cols], mask[:rows, :cols]
-    hs, hs_mask = degrade(truth, ratio, DEFAULT_MTF_HS, mask)
+    hs, hs_mask = degrade(truth, ratio, mtf, mask)
     if noise_db is not None:
         power = truth[:, mask].double().square().mean(dim=1)
         sigma = (power.sqrt() * 10 ** (-noise_db / 20)).float()

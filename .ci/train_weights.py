@@ -25,7 +25,7 @@ from hypersharp.backend.weights import SHIPPED
 from learned_table import HELD_OUT
 
 VALIDATED_ON = ["aviris_abu_urban-1", "aviris_abu_airport-2", "aviris_abu_beach-2"]
-STEPS = {"csakd": 4000, "hyfusion": 1800, "mpsrnet-diff": 2400}
+STEPS = {"csakd": 1600, "hyfusion": 800, "mpsrnet-diff": 1500}
 """What two CPU cores make in about an hour; with a GPU, take more."""
 SCENES_A_STEP = 2
 BUILT = quality.ROOT / "build" / "weights"
@@ -44,7 +44,7 @@ def job(method: str, steps: int, device: str) -> TrainJob:
         resume=(folder / TRAIN_STATE).is_file(),
         leave_out=HELD_OUT,
         validate_on=VALIDATED_ON,
-        validate_every=200,
+        validate_every=100,
         patience=0,
         device=device,
     )

@@ -32,7 +32,7 @@ from .presets import COMPONENTS, PRESETS, build
 from .setup import Setup, job_pair, pair_facts, reading_images, taken_over, too_small
 from .trainer import STATE_NAME, Trainer, TrainOutcome, TrainSettings
 
-VALIDATION_EXAMPLES = 16
+VALIDATION_EXAMPLES = 32
 VALIDATION_SEED = 99
 VALIDATION_PAIRS = PairSettings(ratios=(3, 4), side=100, known_mtf=1.0)
 HELD_OUT = 0.2
