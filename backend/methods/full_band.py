@@ -87,12 +87,12 @@ class FullBandInput:
         hs, guide = scene_scales(scene, control)
         return replace(self, hs_scale=self.hs_scale or hs, guide_scale=self.guide_scale or guide)
 
-    def check(self, scene: Scene, what: str) -> None:
+    def check(self, scene: Scene, folder: Path) -> None:
         """Refuse a pair that the weights do not take.
 
         Args:
             scene: the pair.
-            what: the weights, for the message.
+            folder: of the weights, for the message.
 
         Raises:
             HyperSharpError: code `no_weights`; another number of bands, or another ratio.
@@ -100,7 +100,7 @@ class FullBandInput:
         found = FullBandInput(scene.hs.bands, scene.guide.bands, scene.ratio)
         if found != FullBandInput(self.hs_bands, self.guide_bands, self.ratio or scene.ratio):
             raise HyperSharpError(
-                f"the weights in {what} take {self}; this pair has {found}",
+                f"the weights in {folder} take {self}; this pair has {found}",
                 "bands that are empty, constant or marked as bad do not count; fuse a pair of the sensors that they "
                 "were trained for, or train weights on this one",
                 ErrorCode.NO_WEIGHTS,
@@ -119,6 +119,14 @@ def input_form(folder: Path) -> Any:
     """
     entry = read_config(folder).get("input")
     return entry.get("form") if isinstance(entry, dict) else None
+
+
+def trained_pair(folder: Path) -> str | None:
+    """Return the file names of the pair that weights were trained on; None where config.json names none."""
+    found: Any = read_config(folder)
+    for key in ("training", "data", "pair"):
+        found = found.get(key) if isinstance(found, dict) else None
+    return " + ".join(str(name) for name in found) if isinstance(found, list) else None
 
 
 def load_full_band(folder: Path, network: type[PretrainedModel]) -> tuple[PretrainedModel, FullBandInput]:
@@ -266,7 +274,7 @@ class FullBandFusion:
     Args:
         model: on its device.
         takes: what it takes.
-        what: the weights, for messages.
+        folder: of the weights.
         run: runs it.
         precision: one of `device.PRECISIONS`.
 
@@ -275,9 +283,9 @@ class FullBandFusion:
     """
 
     def __init__(
-        self, model: PretrainedModel, takes: FullBandInput, what: str, run: Run, precision: str
+        self, model: PretrainedModel, takes: FullBandInput, folder: Path, run: Run, precision: str
     ) -> None:
-        self.model, self.takes, self.what, self.precision = model, takes, what, precision
+        self.model, self.takes, self.folder, self.precision = model, takes, folder, precision
         self._run = run
         self.local = is_local(model)
         self.halo, self.pixel_bytes = 0, 0
@@ -295,7 +303,14 @@ class FullBandFusion:
             HyperSharpError: code `no_weights`: they do not take it; or the network needs the whole scene at once, and
                 that would break the bound.
         """
-        self.takes.check(scene, self.what)
+        self.takes.check(scene, self.folder)
+        self._trained_on = trained_pair(self.folder)
+        if self._trained_on:
+            # The assessment's pair one scale down is the very one that was trained on.
+            control.warn(
+                f"the weights were trained on {self._trained_on}, one scale down: for that pair the "
+                "reduced-resolution indices say what was learned by heart too"
+            )
         self._own_scales = self.takes.hs_scale is not None and self.takes.guide_scale is not None
         self._means = Means.of(scene, control)
         self.takes = self.takes.scaled(scene, control)
@@ -308,7 +323,7 @@ class FullBandFusion:
         total = math.prod(scene.shape) * needed + 4 * self.model.parameter_count() + BASE_MEMORY_BYTES
         if total > memory_gb * 2**30:
             raise HyperSharpError(
-                f"the network of the weights in {self.what} looks at the whole scene at once: {scene.shape[0]} x "
+                f"the network of the weights in {self.folder} looks at the whole scene at once: {scene.shape[0]} x "
                 f"{scene.shape[1]} pixels take about {total / 2**30:.1f} GiB, the bound is {memory_gb:g}",
                 "raise the memory bound, fuse a smaller extent, or train weights of one's own, which work by tiles "
                 f"(hypersharp train HS GUIDE --form {FULL_BAND})",
@@ -345,5 +360,6 @@ class FullBandFusion:
             "hs_scale": self.takes.hs_scale,
             "guide_scale": self.takes.guide_scale,
             "scales_from": source,
+            "trained_on": self._trained_on,
             "by_tiles": self.local,
         }

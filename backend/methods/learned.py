@@ -130,7 +130,7 @@ class LearnedFusion(FusionMethod):
         if self.precision == "auto":
             self.precision = "float32"  # the network makes the image itself: half precision would show
         self._make_ready(scene, control)
-        whole = FullBandFusion(self.model, takes, str(folder), self._run, self.precision)
+        whole = FullBandFusion(self.model, takes, folder, self._run, self.precision)
         whole.fit(scene, control, self.memory_gb)
         self.full_band, self.stage_names = whole, ()
         self.halo, self.pixel_bytes = whole.halo, whole.pixel_bytes

@@ -265,7 +265,7 @@ def full_band_setup(job: TrainJob, control: Control, device: torch.device) -> Se
         if job.weights:
             folder = find_weights(job.weights)
             start, takes = load_full_band(folder, type(model))
-            takes.check(scene, str(folder))
+            takes.check(scene, folder)
             model = taken_over(model, made.student, start)
         takes = replace(takes.scaled(scene, control), ratio=scene.ratio)
         reduced = reduced_pair(scene, LARGEST_SIDE)

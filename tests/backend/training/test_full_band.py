@@ -107,6 +107,8 @@ def test_from_a_pair_to_weights_that_fuse_it(tmp_path, files, method, capsys):
     for name, weights in users.items():
         arguments = ["--method", name, "--weights", str(weights), "--no-assess"]
         assert cli.main(["fuse", *files, "-o", str(output), *arguments]) == 0, capsys.readouterr().err
+        # Of the pair that was trained on, the indices one scale down are no proof: that is told.
+        assert "the weights were trained on hs.tif + pan.tif" in capsys.readouterr().err
         with rasterio.open(output) as file:
             assert file.count == 14 and file.shape == (168, 168)
             assert bool(torch.isfinite(torch.from_numpy(file.read())).all())
@@ -321,6 +323,7 @@ def test_scales_that_nobody_knows_come_from_the_scene(tmp_path):
     assert torch.allclose(fused(S3RNet({"weights": weights}), other) * 1e4, plain, rtol=1e-3, atol=0.05)
     known = S3RNet({"weights": save(tmp_path / "v", network("s3rnet"))})
     known.fit(scene, Control())
+    assert known.describe()["trained_on"] is None
     assert known.describe()["scales_from"] == "the weights" and known.describe()["hs_scale"] == 1500
 
 
