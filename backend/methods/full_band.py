@@ -360,6 +360,6 @@ class FullBandFusion:
             "hs_scale": self.takes.hs_scale,
             "guide_scale": self.takes.guide_scale,
             "scales_from": source,
-            "trained_on": self._trained_on,
             "by_tiles": self.local,
+            **({"trained_on": self._trained_on} if self._trained_on else {}),
         }
