@@ -93,7 +93,7 @@ class MPSRNetDiff(LearnedFusion):
             control.warn(f"mamba-ssm's CUDA kernel is not there: the {self.scan} runs instead, slower")
         super().fit(scene, control)
         if self.prior is not None:
-            # Of every component the prior's planes, and of every fine pixel the base, read from the whole scene's.
+            # Of every component the prior's planes, and of every fine pixel the base (a large scene's lies on disk).
             floats = self.components * PRIOR_PLANES + 2 * len(self.prior.bands)
             self.pixel_bytes += 4 * floats
 

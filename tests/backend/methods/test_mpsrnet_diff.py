@@ -4,6 +4,7 @@
 import json
 import math
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from hypersharp.backend.assessment import STAGE_KEYS
 from hypersharp.backend.cli import main
 from hypersharp.backend.control import Control
 from hypersharp.backend.degradation import degrade
-from hypersharp.backend.diffusion import prior, tiles
+from hypersharp.backend.diffusion import blocks, prior, tiles
 from hypersharp.backend.diffusion.denoiser import ARCHITECTURE, UNetDenoiser
 from hypersharp.backend.errors import Cancelled, ErrorCode, HyperSharpError
 from hypersharp.backend.io.source import TensorSource
@@ -234,6 +235,35 @@ def test_memory_counts_the_prior(scene, options):
     components, rank = method.components, 3
     without = method.pixel_bytes - 4 * (components * PRIOR_PLANES + 2 * rank)
     assert without > 0 and len(method.prior.bands) == rank
+
+
+def test_a_large_scene_is_fused_with_a_prior_drawn_in_blocks(plain, options, monkeypatch):
+    """Tiles read their windows of it, on the first run and from the cache, and the result is as without blocks."""
+    monkeypatch.setattr(blocks, "BLEND", 12)
+    pair = plain.make_pair(bands=8, coarse=40, ratio=3, width=34)
+    scene = plain.scene(pair.hs, pair.guide, 3)
+    in_one = fitted(scene, options).fuse(scene.tile((0, 120), (0, 102)))
+    monkeypatch.setattr(MPSRNetDiff, "__init__", with_blocks(MPSRNetDiff.__init__, 81))
+    found = []
+    for known in (False, True):
+        method = fitted(scene, options)
+        facts = method.describe()["prior"]
+        assert facts["blocks"] == 4 and max(facts["block_pixels"]) <= 81 and facts["from_cache"] == known
+        tile = scene.tile((40, 90), (30, 100), method.halo)
+        found.append(method.fuse(tile))
+    assert torch.equal(*found)
+    whole = method.fuse(scene.tile((0, 120), (0, 102), method.halo))
+    spread = float(whole.std())
+    torch.testing.assert_close(found[0], whole[:, 40:90, 30:100], rtol=0, atol=0.02 * spread)
+    assert float((whole - in_one).square().mean().sqrt()) < 0.1 * spread
+
+
+def with_blocks(init, side):
+    def changed(self, *arguments):
+        init(self, *arguments)
+        self.prior_settings = replace(self.prior_settings, block=side)
+
+    return changed
 
 
 # ---------------------------------------------------------------- through the pipeline
