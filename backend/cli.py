@@ -128,7 +128,7 @@ def build_parser() -> argparse.ArgumentParser:
     train.add_argument(
         "--photographs",
         metavar="FOLDER",
-        help="aerial photographs that lend their structure to most of the scenes drawn from --cubes",
+        help="aerial photographs that lend their structure to half of the scenes drawn from --cubes",
     )
     train.add_argument("--method", required=True, help=f"one of {', '.join(TRAINABLE)}")
     train.add_argument(

@@ -194,7 +194,7 @@ class TrainJob:
         method: one of `TRAINABLE` ("csakd" trains a student beside its teacher).
         hs, guide: paths of a pair (scene-adaptive training by Wald's protocol); or
         cubes: path of a folder with hyperspectral cubes.
-        photographs: path of a folder with aerial photographs that lend their structure to four of five scenes drawn
+        photographs: path of a folder with aerial photographs that lend their structure to half of the scenes drawn
             from cubes; None for none.
         steps: training steps.
         batch: scenes whose gradients a step adds up.

@@ -45,7 +45,7 @@ def weights_card(
         )
         if data.get("photographs"):
             source += (
-                f"\nFour of five pairs take their structure from {data['photographs']:,} aerial photographs "
+                f"\nHalf of the pairs take their structure from {data['photographs']:,} aerial photographs "
                 "(docs/models.md)."
             )
     return f"""# Weights for `{method}`

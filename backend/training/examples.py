@@ -22,7 +22,7 @@ from .photographs import decode, scene_of
 MOST_BANDS = 64
 """Bands, evenly spread, in which errors are counted."""
 TRIES = 20
-PHOTOGRAPHED = 0.8
+PHOTOGRAPHED = 0.5
 """Share of the examples that take their structure from a photograph, where there are any."""
 
 

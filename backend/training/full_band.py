@@ -193,7 +193,7 @@ class FullBandTrainer(Trainer):
     def crop(self, example: BandExample, dice: Dice) -> BandExample:
         """Return a crop, turned and mirrored, its HS image with noise where the settings want it."""
         ratio, settings = example.ratio, self.settings
-        sizes = [min(max(4, -(-settings.side // ratio)), n) for n in example.coarse.shape[-2:]]
+        sizes = [min(max(4, -(-self.side // ratio)), n) for n in example.coarse.shape[-2:]]
         for _ in range(TRIES):
             starts = [dice.integer(0, n - size) for n, size in zip(example.coarse.shape[-2:], sizes)]
             crop = example.part(*((start, start + size) for start, size in zip(starts, sizes)))

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..control import Control
-from ..device import PRECISIONS, inference_precision
+from ..device import PRECISIONS, inference_precision, is_out_of_memory
 from ..errors import Cancelled, ErrorCode, HyperSharpError
 from ..methods.learned_planes import read_output
 from ..models.pretrained import PretrainedModel
@@ -30,6 +30,8 @@ from .losses import distillation_loss, swt_loss
 from .pairs import Dice
 
 STATE_NAME = "state.safetensors"
+LEAST_SIDE = 16
+"""Side of the smallest crops that are tried when memory runs out."""
 WARM_UP = 100
 """Steps over which the learning rate rises."""
 STEP_LOSS = 0.5
@@ -141,6 +143,8 @@ class Trainer:
         # float16 would need its losses scaled.
         self._half = PRECISIONS[precision] if precision == "bfloat16" else None
         self.stream, self.settings, self.validation = stream, settings, list(validation)
+        # A step adds up the gradients of its scenes one by one, so the crop is what memory bounds.
+        self.side = settings.side
         self.step = 0
         self.history: list[tuple[int, float]] = []
         self.running = math.nan
@@ -196,7 +200,12 @@ class Trainer:
         try:
             while self.step < settings.steps:
                 control.check()
+                side = self.side
                 self.train_step()
+                if self.side < side:
+                    control.warn(
+                        f"memory ran out: training goes on with crops of {self.side} pixels, not {side}"
+                    )
                 if self.step % settings.validate_every == 0 or self.step == settings.steps:
                     gain = self.validate()
                     if on_validation is not None:
@@ -222,23 +231,27 @@ class Trainer:
         )
 
     def train_step(self) -> float:
-        """Take one optimiser step; return the loss.
+        """Take one optimiser step, with smaller crops where memory runs out; return the loss.
 
         Raises:
             HyperSharpError: it is no number.
+            RuntimeError, MemoryError: memory runs out with the smallest crops too.
         """
         settings = self.settings
-        dice = Dice(torch.Generator().manual_seed(mixed_seed(settings.seed, 7, self.step)))
         rate = settings.learning_rate * min(1.0, (self.step + 1) / WARM_UP)
         rate *= 0.5 + 0.5 * math.cos(math.pi * self.step / settings.steps)
-        total = 0.0
         for net in self._nets.values():
             net.train()
-        for _ in range(settings.examples):
-            crop = self.crop(self.stream.draw(self.step, dice), dice)
-            loss = self._loss(crop) / settings.examples
-            loss.backward()
-            total += float(loss.detach())
+        while True:
+            try:
+                total = self._gradients()
+                break
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error) or self.side <= LEAST_SIDE:
+                    raise
+            self.side = max(LEAST_SIDE, self.side // 2)
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
         if not math.isfinite(total):
             raise HyperSharpError(
                 f"training diverged at step {self.step}: the loss is {total}",
@@ -249,7 +262,6 @@ class Trainer:
             for group in optimiser.param_groups:
                 group["lr"] = rate
             optimiser.step()
-            optimiser.zero_grad(set_to_none=True)
         self.step += 1
         decay = min(settings.average, self.step / (self.step + 20.0))
         with torch.no_grad():
@@ -259,9 +271,23 @@ class Trainer:
         self.running = total if math.isnan(self.running) else 0.98 * self.running + 0.02 * total
         return total
 
+    def _gradients(self) -> float:
+        """Put the gradients of the present step's scenes into the networks; return the loss."""
+        count = self.settings.examples
+        dice = Dice(torch.Generator().manual_seed(mixed_seed(self.settings.seed, 7, self.step)))
+        for optimiser in self._optimisers.values():
+            optimiser.zero_grad(set_to_none=True)
+        total = 0.0
+        for _ in range(count):
+            crop = self.crop(self.stream.draw(self.step, dice), dice)
+            loss = self._loss(crop) / count
+            loss.backward()
+            total += float(loss.detach())
+        return total
+
     def crop(self, example: Example, dice: Dice) -> Crop:
         """Return the part of an example that a step learns from, on the device."""
-        return crop_example(example, self.settings.side, dice, self.device)
+        return crop_example(example, self.side, dice, self.device)
 
     def score(self, net: PretrainedModel, example: Example) -> float:
         """Return by how many dB a network is better than the closed form on a validation example."""
@@ -363,6 +389,7 @@ class Trainer:
                     tensors[f"{name}/optimiser/{what}/{key}"] = torch.as_tensor(value).reshape(-1)
         facts = {
             "step": self.step,
+            "side": self.side,
             "best": {name: (step, _finite(gain)) for name, (step, gain) in self._best_at.items()},
             "history": self.history,
             "running": None if math.isnan(self.running) else self.running,
@@ -400,7 +427,7 @@ class Trainer:
             raise HyperSharpError(
                 f"the interrupted run had other networks: {str(error).splitlines()[0]}", hint, ErrorCode.USAGE
             ) from error
-        self.step = facts["step"]
+        self.step, self.side = facts["step"], facts.get("side", self.side)
         self._best_at = {
             name: (step, -math.inf if gain is None else gain) for name, (step, gain) in facts["best"].items()
         }

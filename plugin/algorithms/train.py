@@ -75,7 +75,7 @@ class TrainAlgorithm(HyperSharpAlgorithm):
         "DEVICE": "Where to compute: auto takes a CUDA device when there is one that works, else the CPU.",
         "PHOTOGRAPHS": (
             "Folder of aerial photographs (WebP, PNG, JPEG, TIFF, or tar archives of them), with a folder of cubes "
-            "only: four of five scenes then take their structure from a photograph and their spectra from a cube, "
+            "only: half of the scenes then take their structure from a photograph and their spectra from a cube, "
             "which helps where there are few cubes. May be empty."
         ),
         "LEAVE_OUT": (

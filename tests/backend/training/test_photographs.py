@@ -86,7 +86,7 @@ def test_a_cube_of_few_pixels_is_refused(cubes):
         scene_of(decode(encoded()), cubes[0], dice())
 
 
-def test_most_examples_come_from_photographs_where_there_are_any(cubes, monkeypatch):
+def test_half_of_the_examples_come_from_photographs_where_there_are_any(cubes, monkeypatch):
     names = []
     real = examples.draw_pair
     monkeypatch.setattr(
@@ -96,6 +96,6 @@ def test_most_examples_come_from_photographs_where_there_are_any(cubes, monkeypa
     stream = ExampleStream(cubes, settings, 2, 5, photographs=[encoded(i) for i in range(3)])
     made = [stream.example(i) for i in range(10)]
     share = sum("photograph" in name for name in names) / len(names)
-    assert 0.5 <= share < 1
+    assert 0.2 <= share <= 0.8
     again = ExampleStream(cubes, settings, 2, 5, photographs=[encoded(i) for i in range(3)]).example(7)
     assert torch.equal(again.fine, made[7].fine)

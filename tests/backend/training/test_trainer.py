@@ -215,6 +215,47 @@ def test_early_stopping_keeps_the_best(cubes):
     assert outcome.best_step == 4 and outcome.gain_db == 0.4
 
 
+@pytest.mark.parametrize(
+    "error",
+    [torch.cuda.OutOfMemoryError("CUDA out of memory"), RuntimeError("[enforce fail] can't allocate memory")],
+)
+def test_crops_shrink_when_memory_runs_out(cubes, tmp_path, error):
+    run = trainer(cubes, validation=False)
+    real, sides = run._loss, []
+
+    def loss(crop):
+        sides.append(crop.fine.shape[-1])
+        if crop.fine.shape[-1] > 20:
+            raise error
+        return real(crop)
+
+    run._loss = loss
+    heard = Control()
+    outcome = run.run(heard, tmp_path / "s", save_every=2)
+    assert outcome.stopped == "done" and outcome.steps == SETTINGS.steps
+    assert sides[0] > 20 and max(sides[1:]) <= 20
+    assert heard.warnings == ["memory ran out: training goes on with crops of 16 pixels, not 24"]
+    again = trainer(cubes, validation=False)
+    again.resume(tmp_path / "s")
+    assert again.side == run.side == 16
+
+
+def test_memory_that_never_suffices_ends_the_training(cubes):
+    run = trainer(cubes, validation=False)
+
+    def loss(crop):
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+
+    run._loss = loss
+    with pytest.raises(torch.cuda.OutOfMemoryError):
+        run.run(Control())
+    run._loss = lambda crop: (_ for _ in ()).throw(RuntimeError("shapes do not fit"))
+    side = run.side
+    with pytest.raises(RuntimeError, match="shapes"):
+        run.run(Control())
+    assert run.side == side
+
+
 def test_a_loss_that_is_no_number_is_an_error(cubes):
     run = trainer(cubes, validation=False)
     run.model.last.weight.data.fill_(float("nan"))
