@@ -44,7 +44,7 @@ LEAST_UNIT = 0.03
 """Where the guide explains a component's detail, corrections are small: to this share of the detail."""
 DARKEST, BRIGHTEST = 0.05, 20.0
 """Range of a guide band over its mean within which its logarithm is taken."""
-NONLINEAR_RIDGE = 1e-3
+LINEAR_RIDGE, NONLINEAR_RIDGE = 1e-4, 1e-3
 FREE = 0.5
 """Size of the free term, relative to the detail to expect."""
 MANY_BANDS = 8
@@ -90,7 +90,8 @@ class ComponentStatistics:
         explained: share of that detail that a linear regression on the guide's explains, 0 to 1.
         roughness: share of the scale that looks like white noise, 0 to 1 (second differences).
         predictor: `[K, guide bands]`, regression of the coefficients on the degraded guide.
-        nonlinear: `[K, 2 guide bands]`, regression of their detail on that of the expanded guide.
+        nonlinear: `[K, 2 guide bands]`, regression of their detail on that of the expanded guide, as far from the
+            linear one as the halves of the scene confirm.
         origin: coefficients of an image that is 0 everywhere.
         guide_mean: `[guide bands]`.
         guide_axis: `[guide bands]`, the guide's first principal axis, scaled to unit variance, of the sign that
@@ -151,6 +152,7 @@ def component_statistics(scene: Scene, subspace: Subspace, control: Control) -> 
         scene.hs, ExpandedSource(scene.guide, guide_mean), ratio, gain, scene.mtf_guide, device=scene.device
     )
     values, details = MomentAccumulator(), MomentAccumulator()
+    halves = MomentAccumulator(), MomentAccumulator()
     rough, count = torch.zeros(k, dtype=torch.float64), 0
     for tile in wide.coarse_tiles(gain, control=control):
         joint = torch.cat([subspace.coefficients(tile.hs), tile.guide])
@@ -160,7 +162,10 @@ def component_statistics(scene: Scene, subspace: Subspace, control: Control) -> 
         if min(rows, cols) >= 2 * ratio:
             part, mask = joint[:, :rows, :cols], tile.mask[:rows, :cols]
             low, _ = degrade(part, ratio, gain, mask)
-            details.update((part - interpolate(low, ratio))[:, mask])
+            high, middle = part - interpolate(low, ratio), cols // 2
+            details.update(high[:, mask])
+            halves[0].update(high[:, :, :middle][:, mask[:, :middle]])
+            halves[1].update(high[:, :, middle:][:, mask[:, middle:]])
         if joint.shape[2] >= 3:
             second = joint[:k, :, 2:] - 2 * joint[:k, :, 1:-1] + joint[:k, :, :-2]
             valid = tile.mask[:, 2:] & tile.mask[:, 1:-1] & tile.mask[:, :-2]
@@ -174,7 +179,12 @@ def component_statistics(scene: Scene, subspace: Subspace, control: Control) -> 
         fine = 0.25 * covariance
     detail = torch.maximum(fine.diagonal()[:k].clamp_min(0).sqrt(), 0.02 * scale)
     end = k + m
-    gains = ridge_solve(fine[k:end, k:end], fine[k:end, :k], 1e-4).T
+    gains = ridge_solve(fine[k:end, k:end], fine[k:end, :k], LINEAR_RIDGE).T
+    nonlinear = functional.pad(gains, (0, m))
+    if all(half.count > 2 * m for half in halves):
+        share = nonlinear_share([half.compute()[1] for half in halves], k, m)
+        whole = ridge_solve(fine[k:, k:], fine[k:, :k], NONLINEAR_RIDGE).T
+        nonlinear = nonlinear + share[:, None] * (whole - nonlinear)
     explained = ((gains * fine[:k, k:end]).sum(dim=1) / detail.square()).clamp(0, 1)
     # Adjusted for the number of guide bands: with few pixels, anything is explained.
     seen = max(1, details.count)
@@ -190,12 +200,32 @@ def component_statistics(scene: Scene, subspace: Subspace, control: Control) -> 
         explained.clamp(0, 1).float(),
         (rough / max(1, count) / ROUGHNESS_OF_NOISE / scale).clamp(0, 1).float(),
         ridge_solve(covariance[k:end, k:end], covariance[k:end, :k], 1e-4).T.float(),
-        ridge_solve(fine[k:, k:], fine[k:, :k], NONLINEAR_RIDGE).T.float(),
+        nonlinear.float(),
         -(subspace.projector @ subspace.mean).float().cpu(),
         mean[k:end].float(),
         axis.float(),
         sign.float(),
     )
+
+
+def nonlinear_share(halves: Sequence[Tensor], k: int, m: int) -> Tensor:
+    """Return how far to go from a linear to a non-linear regression, `[k]`, 0 to 1, as each half judges the other.
+
+    With few pixels, or dark ones, logarithms fit what they see and fail elsewhere.
+
+    Args:
+        halves: covariances `[k + 2 m, k + 2 m]` of k coefficients, m guide bands and their logarithms in two halves of
+            the scene.
+        k, m: see there.
+    """
+    end, found, size = k + m, torch.zeros(k, dtype=torch.float64), torch.zeros(k, dtype=torch.float64)
+    for own, other in (halves, reversed(halves)):
+        linear = functional.pad(ridge_solve(own[k:end, k:end], own[k:end, :k], LINEAR_RIDGE).T, (0, m))
+        step = ridge_solve(own[k:, k:], own[k:, :k], NONLINEAR_RIDGE).T - linear
+        left = other[:k, k:] - linear @ other[k:, k:]
+        found += (step * left).sum(dim=1)
+        size += ((step @ other[k:, k:]) * step).sum(dim=1)
+    return torch.where(size > 0, found / size.clamp_min(1e-300), 0.0).clamp(0.0, 1.0)
 
 
 @dataclass

@@ -34,7 +34,7 @@ from .trainer import STATE_NAME, Trainer, TrainOutcome, TrainSettings
 
 VALIDATION_EXAMPLES = 32
 VALIDATION_SEED = 99
-VALIDATION_PAIRS = PairSettings(ratios=(3, 4), side=100, known_mtf=1.0)
+VALIDATION_PAIRS = PairSettings(ratios=(3, 4, 6), side=100, known_mtf=1.0)
 HELD_OUT = 0.2
 """Share of the cubes that is held out of training where the job names none."""
 TEACHER_NAME = "teacher"

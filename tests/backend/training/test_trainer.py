@@ -19,6 +19,7 @@ from hypersharp.backend.methods.learned_planes import (
     component_statistics,
     consistent,
     make_planes,
+    nonlinear_share,
     read_output,
 )
 from hypersharp.backend.models.mbfn import MBFNConfig
@@ -136,6 +137,42 @@ def test_planes_do_not_depend_on_the_signs_of_the_basis(cubes):
     assert torch.allclose(a.fine, b.fine, atol=1e-3) and torch.allclose(a.coarse, b.coarse, atol=1e-3)
     assert torch.allclose(lifted_a, lifted_b, rtol=1e-3, atol=1e-2)
     assert float(a.fine[:, 1].std()) > 0.1
+
+
+def halves_of(truth, noise, count=400):
+    """Covariances of a coefficient, a guide and its logarithm in two halves of a made scene."""
+    found = []
+    for seed in (0, 1):
+        generator = torch.Generator().manual_seed(seed)
+        guide = torch.rand(count, generator=generator, dtype=torch.float64) + 0.1
+        own = truth(guide) + noise * torch.randn(count, generator=generator, dtype=torch.float64)
+        found.append(torch.cov(torch.stack([own, guide, guide.log()])))
+    return found
+
+
+def test_a_non_linear_regression_counts_where_both_halves_confirm_it():
+    assert float(nonlinear_share(halves_of(torch.log, 0.01), 1, 1)) > 0.95
+    one, other = halves_of(torch.log, 0.01)
+    bent = other.clone()  # in the other half the same bend goes the other way
+    bent[0, 2] = bent[2, 0] = 2 * bent[1, 0] * bent[2, 1] / bent[1, 1] - bent[2, 0]
+    assert float(nonlinear_share([one, bent], 1, 1)) < 0.05
+
+
+def test_few_pixels_get_a_linear_regression(cubes):
+    """With fewer coarse pixels than one more step of coarsening needs, logarithms are not trusted."""
+    scenes = []
+    for side in (24, 48):
+        cube = dataclasses.replace(
+            cubes[0], image=cubes[0].image[:, :side, :side], mask=cubes[0].mask[:side, :side]
+        )
+        settings = PairSettings(ratios=(4,), side=side, noise=0.0, shift=0.0)
+        scene = draw_pair(cube, settings, torch.Generator().manual_seed(2)).scene
+        closed = fit_closed_form(scene, Control())
+        scenes.append((scene, component_statistics(scene, closed.subspace, Control())))
+    (small, facts), (_, others) = scenes
+    m = small.guide.bands
+    assert not facts.nonlinear[:, m:].any() and facts.nonlinear[:, :m].any()
+    assert others.nonlinear[:, others.nonlinear.shape[1] // 2 :].any()
 
 
 @pytest.mark.parametrize("index", range(len(OTHER_FORMS)))
