@@ -11,7 +11,6 @@ scene's materials better. Beside it the ideal: the true coefficients of six comp
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -25,7 +24,7 @@ from hypersharp.backend.training.cubes import read_cube
 from hypersharp.backend.training.examples import make_example, mixed_seed
 from hypersharp.backend.training.pairs import PairSettings, draw_pair
 from hypersharp.backend.training.presets import COMPONENTS
-from pages import renew
+from pages import page_parser, publish
 
 BEGIN, END = "<!-- headroom:begin -->", "<!-- headroom:end -->"
 SCENES = ["aviris_abu_airport-2", "aviris_abu_urban-1", "aviris_abu_beach-1", "aviris_sandiego_2"]
@@ -87,8 +86,7 @@ def ideal(example):
 
 def main():
     """Print the table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--into", type=Path, help=f"page to renew between {BEGIN} and {END}")
+    parser = page_parser(__doc__, BEGIN, END)
     options = parser.parse_args()
     lines = [
         "| scene, ratio 4 | guide bands | ideal coefficients, dB | trained on this scene's truth: part not seen, dB "
@@ -110,9 +108,7 @@ def main():
             )
             print(lines[-1], flush=True)
     text = "\n".join(lines) + "\n"
-    if options.into:
-        renew(options.into, BEGIN, END, text)
-    print(text)
+    publish(options.into, BEGIN, END, text)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ of any of the weights is refused. Results are kept in build/learned.json until t
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import statistics
@@ -37,7 +36,7 @@ from hypersharp.backend.training.cubes import read_cube as read_training_cube
 from hypersharp.backend.training.examples import mixed_seed
 from hypersharp.backend.training.pairs import PairSettings, draw_pair
 from hypersharp.backend.weights import SHIPPED, shipped_for
-from pages import renew
+from pages import check_data, page_parser, publish
 
 HELD_OUT = [
     "aviris_abu_urban-4",
@@ -267,18 +266,14 @@ def tables(results, labels, labels_of_pairs):
 
 def main():
     """Compute, print and write the tables."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = page_parser(__doc__, BEGIN, END)
     parser.add_argument("--methods", help="ids by comma (default: some classical and every learned one)")
     parser.add_argument(
         "--adapt", type=int, default=0, help="on the real pairs also with so many adaptation steps"
     )
     parser.add_argument("--results", type=Path, default=quality.ROOT / "build" / "learned.json")
-    parser.add_argument("--into", type=Path, help=f"page to renew between {BEGIN} and {END}")
     options = parser.parse_args()
-    if not (quality.DATA / "cubes").is_dir():
-        parser.exit(
-            2, "error: no cubes\nhint: put them into ../shared/data or name the folder in HYPERSHARP_DATA\n"
-        )
+    check_data(quality.DATA)
     check_kept_out()
     # csakd's teacher is s3rnet under another name: the same network with the same weights.
     learned = [m for m, info in METHODS.items() if info.needs_weights and m != "csakd-teacher"]
@@ -308,9 +303,7 @@ def main():
         print(key, {c[0]: round(known[c[0]]["PSNR"], 2) for c in here}, flush=True)
         options.results.write_text(json.dumps(results, indent=0))
     text = tables(results, [c[0] for c in todo if not c[2]], [c[0] for c in todo])
-    if options.into:
-        renew(options.into, BEGIN, END, text)
-    print(text)
+    publish(options.into, BEGIN, END, text)
 
 
 if __name__ == "__main__":

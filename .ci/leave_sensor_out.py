@@ -10,7 +10,6 @@ and without noise of 30 dB. A run that was stopped goes on where it was.
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 import sys
@@ -25,7 +24,7 @@ from hypersharp.backend.control import Control
 from hypersharp.backend.job import TRAIN_STATE, TrainJob
 from hypersharp.backend.training.run import run_train
 from learned_table import score
-from pages import renew
+from pages import page_parser, publish
 
 METHOD, BASE, RATIO = "csakd", "lmmse", 4
 BEGIN, END = "<!-- sensor:begin -->", "<!-- sensor:end -->"
@@ -53,10 +52,9 @@ def train(sensor, steps, folder):
 
 def main():
     """Train, fuse, print and write the table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = page_parser(__doc__, BEGIN, END)
     parser.add_argument("--sensor", default="aviris", help="beginning of its cubes' names")
     parser.add_argument("--steps", type=int, default=800)
-    parser.add_argument("--into", type=Path, help=f"page to renew between {BEGIN} and {END}")
     options = parser.parse_args()
     cubes = sorted((quality.DATA / "cubes").glob(f"{options.sensor}*.tif"))
     if not cubes:
@@ -95,9 +93,7 @@ def main():
             f"{max(gains):+.2f}) | {angle:+.2f} |"
         )
     text = "\n".join(lines) + "\n"
-    if options.into:
-        renew(options.into, BEGIN, END, text)
-    print(text)
+    publish(options.into, BEGIN, END, text)
 
 
 if __name__ == "__main__":

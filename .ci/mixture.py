@@ -11,7 +11,6 @@ each.
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import sys
 from pathlib import Path
@@ -33,7 +32,7 @@ from hypersharp.backend.training.run import (
     split_cubes,
 )
 from learned_table import HELD_OUT
-from pages import renew
+from pages import check_data, page_parser, publish
 from train_weights import VALIDATED_ON
 
 SEED = 1029
@@ -72,12 +71,10 @@ def gain(example, weights):
 
 def main():
     """Fit, judge, print and write the table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = page_parser(__doc__, BEGIN, END)
     parser.add_argument("--pairs", type=int, default=120)
-    parser.add_argument("--into", type=Path, help=f"page to renew between {BEGIN} and {END}")
     options = parser.parse_args()
-    if not (quality.DATA / "cubes").is_dir():
-        parser.exit(2, "error: no cubes\nhint: HYPERSHARP_DATA names the folder of the data\n")
+    check_data(quality.DATA)
     cubes = read_cubes(quality.DATA / "cubes", tuple(HELD_OUT))
     training, validation = split_cubes(cubes, VALIDATED_ON, SEED)
     photographs = read_photographs(quality.DATA / "rgb")
@@ -116,9 +113,7 @@ def main():
         against = "" if gains is whole else f"{statistics.fmean(differences):+.3f} ({error:.3f})"
         lines.append(f"| {title} | {statistics.fmean(gains):+.3f} | {against} |")
     text = "\n".join(lines) + "\n"
-    if options.into:
-        renew(options.into, BEGIN, END, text)
-    print(text)
+    publish(options.into, BEGIN, END, text)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ are far shorter than the shipped one, so differences of a few hundredths of a dB
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 import sys
@@ -30,7 +29,7 @@ from hypersharp.backend.training.presets import COMPONENTS, PRESETS, build
 from hypersharp.backend.training.run import VALIDATION_PAIRS, VALIDATION_SEED, split_cubes
 from hypersharp.backend.training.trainer import Trainer, TrainSettings
 from learned_table import HELD_OUT
-from pages import renew
+from pages import page_parser, publish
 from train_weights import VALIDATED_ON
 
 BEGIN, END = "<!-- ablations:begin -->", "<!-- ablations:end -->"
@@ -78,10 +77,9 @@ def run(config, training, validation, steps):
 
 def main():
     """Train all variants and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = page_parser(__doc__, BEGIN, END)
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--results", type=Path, default=quality.ROOT / "build" / "ablations.json")
-    parser.add_argument("--into", type=Path, help=f"page to renew between {BEGIN} and {END}")
     options = parser.parse_args()
     cubes = read_cubes(str(quality.DATA / "cubes"), tuple(HELD_OUT))
     seen, unseen = split_cubes(cubes, VALIDATED_ON, 0)
@@ -119,9 +117,7 @@ def main():
             f"| {name} | {r['parameters']:,} | {statistics.fmean(r['gains']):+.3f} | {said} | {r['seconds']:.2f} |"
         )
     text = "\n".join(lines) + "\n"
-    if options.into:
-        renew(options.into, BEGIN, END, text)
-    print(text)
+    publish(options.into, BEGIN, END, text)
 
 
 if __name__ == "__main__":

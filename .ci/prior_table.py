@@ -10,7 +10,6 @@ reused while weights and code are the same.
 
 from __future__ import annotations
 
-import argparse
 import ast
 import hashlib
 import json
@@ -38,7 +37,7 @@ from hypersharp.backend.metrics.sets import FullReferenceSet
 from hypersharp.backend.pair import Pair
 from hypersharp.backend.registry import load_method
 from hypersharp.backend.weights import SHIPPED, find_weights
-from pages import renew
+from pages import check_data, page_parser, publish
 
 CUBES = [
     "rosis_pavia_bridge",
@@ -277,14 +276,12 @@ def sheets(folder, denoiser):
 
 def main():
     """Compute, print and write."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = page_parser(__doc__, BEGIN, END)
     parser.add_argument("--weights", default="prior", help="name of shipped weights, or a folder")
     parser.add_argument("--results", type=Path, default=quality.ROOT / "build" / "prior.json")
-    parser.add_argument("--into", type=Path, help=f"page to renew between {BEGIN} and {END}")
     parser.add_argument("--sheets", type=Path, help="render pictures into this folder instead")
     options = parser.parse_args()
-    if not (quality.DATA / "cubes").is_dir():
-        parser.exit(2, "error: no cubes\nhint: name the data folder in HYPERSHARP_DATA\n")
+    check_data(quality.DATA)
     weights = find_weights(options.weights)
     data = json.loads((weights / "config.json").read_text())["training"]["data"]
     seen = set(data["cubes"]) & set(CUBES)
@@ -294,9 +291,7 @@ def main():
         sheets(options.sheets, load_denoiser(weights))
         return
     text = tables(Table(options.results, weights))
-    if options.into:
-        renew(options.into, BEGIN, END, text)
-    print(text)
+    publish(options.into, BEGIN, END, text)
 
 
 if __name__ == "__main__":

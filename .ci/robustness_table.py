@@ -10,7 +10,6 @@ arithmetic or the weights change.
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 import sys
@@ -24,7 +23,7 @@ import quality_table as quality
 from hypersharp.backend.job import DEFAULT_MTF_HS
 from hypersharp.backend.registry import METHODS
 from learned_table import HELD_OUT, check_kept_out, score, weights_word
-from pages import renew
+from pages import check_data, page_parser, publish
 
 RATIO = 4
 CONDITIONS = {
@@ -93,22 +92,16 @@ def tables(results, methods):
 
 def main():
     """Compute, print and write the tables."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = page_parser(__doc__, BEGIN, END)
     parser.add_argument("--methods", help="ids by comma (default: some classical and every learned one)")
     parser.add_argument("--results", type=Path, default=quality.ROOT / "build" / "robustness.json")
-    parser.add_argument("--into", type=Path, help=f"page to renew between {BEGIN} and {END}")
     options = parser.parse_args()
-    if not (quality.DATA / "cubes").is_dir():
-        parser.exit(
-            2, "error: no cubes\nhint: put them into ../shared/data or name the folder in HYPERSHARP_DATA\n"
-        )
+    check_data(quality.DATA)
     check_kept_out()
     learned = [m for m, info in METHODS.items() if info.needs_weights and m != "csakd-teacher"]
     methods = options.methods.split(",") if options.methods else CLASSICAL + learned
     text = tables(compute(methods, options.results), methods)
-    if options.into:
-        renew(options.into, BEGIN, END, text)
-    print(text)
+    publish(options.into, BEGIN, END, text)
 
 
 if __name__ == "__main__":
