@@ -147,10 +147,19 @@ def prior_facts(metrics: Mapping[str, Any]) -> dict[str, Any]:
         "Base bands": ", ".join(bands) + (f" ({', '.join(where)})" if len(where) == len(bands) else ""),
         "What the base does not explain": _percent(prior.get("unexplained_by_bands")),
         "Seed": prior.get("seed"),
+        "Drawn in blocks": _blocks(prior),
         "Misfit, first and last step": ", ".join(fell),
         "From an earlier run": prior.get("from_cache"),
     }
     return {k: v for k, v in facts.items() if v not in (None, "")}
+
+
+def _blocks(prior: Mapping[str, Any]) -> str:
+    """Return how many overlapping blocks a large scene was drawn in, and their size; "" for one."""
+    count, size = prior.get("blocks"), prior.get("block_pixels")
+    if not isinstance(count, int) or count < 2 or not isinstance(size, list) or len(size) != 2:
+        return ""
+    return f"{count}, of up to {size[0]} x {size[1]} pixels"
 
 
 def _percent(value: Any) -> str:

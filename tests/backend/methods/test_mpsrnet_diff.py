@@ -28,7 +28,7 @@ from hypersharp.backend.methods.mpsrnet_diff import MPSRNetDiff
 from hypersharp.backend.models.mpsrnet import MPSRNet, MPSRNetConfig
 from hypersharp.backend.pipeline import fuse
 from hypersharp.backend.registry import METHODS, PRESETS, check_options, network_times
-from hypersharp.backend.report.stages import StageCollector
+from hypersharp.backend.report.stages import StageCollector, prior_facts
 from hypersharp.backend.scene import Scene, tile_windows
 
 METHOD = "mpsrnet-diff"
@@ -329,6 +329,19 @@ def test_metrics_and_report_tell_what_each_stage_gained(files, tmp_path, options
     assert f"{stages['prior']['PSNR']:.2f}" in page and "Diffusion steps" in page
     assert result.metrics["method_details"]["prior"]["seed"] == 3
     assert "curves" not in page.partition("What the method learned")[2].replace('class="curves"', "")
+
+
+@pytest.mark.parametrize(
+    ("facts", "said"),
+    [
+        ({"blocks": 4, "block_pixels": [240, 192]}, "4, of up to 240 x 192 pixels"),
+        ({"blocks": 1, "block_pixels": [96, 96]}, None),
+        ({}, None),
+    ],
+)
+def test_the_report_says_when_a_prior_was_drawn_in_blocks(facts, said):
+    shown = prior_facts({"method_details": {"prior": {"steps": 10, **facts}}})
+    assert shown["Diffusion steps"] == 10 and shown.get("Drawn in blocks") == said
 
 
 def test_methods_of_one_piece_have_no_stages(files, tmp_path):
