@@ -104,13 +104,21 @@ class HySure(LinearModelMethod):
         slopes = gradient(x)
         divergence(*slopes, right)
         d3 = [torch.zeros_like(s) for s in slopes]
+        # Where the HS image is missing, v1's own last view stands in for it: a proximal term. Without one the step
+        # below, exact for whole images only, would let ADMM diverge beside gaps.
+        whole = bool(seen.all())
+        stand_in = target if whole else block.degrade(x)
         for _ in range(int(self.parameters["iterations"])):
             self.control.check()
             turned = separable(rows.matrix, cols.matrix, right).div_(laplacian)
             x = separable(rows.matrix.T, cols.matrix.T, turned)
             # HS term: v1 = near + change, so v1 + d1 = near + 2 change and d1 = change.
             near = x - d1
-            d1 = pull_back((target - block.degrade(near)) * seen, strength, block.rows, block.cols)
+            low = block.degrade(near)
+            wanted = target if whole else torch.where(seen, target, stand_in)
+            d1 = pull_back(wanted - low, strength, block.rows, block.cols)
+            if not whole:
+                stand_in = low + block.degrade(d1)
             right = near.add_(d1, alpha=2.0)
             near = x - d2
             d2 = apply(self.gains, (block.guide - apply(self.view, near)) * block.seen)

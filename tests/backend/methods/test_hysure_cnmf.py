@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 from hypersharp.backend.control import Control
+from hypersharp.backend.degradation import degrade
 from hypersharp.backend.errors import Cancelled
 from hypersharp.backend.methods.cnmf import SUM_WEIGHT, multiply, successive_projections
 from hypersharp.backend.methods.hysure import divergence, gradient
@@ -115,6 +116,24 @@ def test_degrades_to_the_hs_image(plain, method):
     left = plain.degrade(fused, 4) - pair.hs
     control = plain.degrade(plain.upsample(pair.hs, 4), 4) - pair.hs
     assert np.sqrt((left**2).mean()) < 0.03 * np.sqrt((control**2).mean())
+
+
+def test_hysure_converges_beside_gaps_of_both_images(plain):
+    """A wide PSF looks into a gap from all around: more iterations must not carry the result away."""
+    pair = plain.make_pair(bands=12, coarse=32, guide_bands=3)
+    hs = degrade(torch.from_numpy(pair.truth).float(), 4, 0.12)[0].numpy()
+    mask = np.ones(hs.shape[1:], bool)
+    mask[8:20, 10:24] = False
+    mask[:, 30:] = False
+    seen = mask.repeat(4, 0).repeat(4, 1)
+    errors = []
+    for iterations in (25, 200):
+        fused = plain.fuse(
+            "hysure", hs * mask, pair.guide * seen, 4, hs_mask=mask, guide_mask=seen, iterations=iterations
+        )
+        assert fused.engine.registration.mtf_gain < 0.2
+        errors.append(np.sqrt(((fused.image - pair.truth)[:, seen] ** 2).mean()))
+    assert errors[1] < 1.1 * errors[0] < 0.2 * pair.truth.std()
 
 
 @pytest.mark.parametrize(("method", "guide_bands"), [("hysure", 1), ("hysure", 4), ("cnmf", 1)])
