@@ -14,7 +14,7 @@ from torch import Tensor
 from ..control import Control
 from ..degradation import INTERPOLATION_REACH, Range, separable
 from ..errors import ErrorCode, HyperSharpError
-from ..methods.linear_model import LinearModelMethod
+from ..methods.linear_model import LinearModel
 from ..methods.lmmse import LMMSE
 from ..methods.registration import TAPS, Registration
 from ..methods.subspace import coarse_guide, grown
@@ -35,18 +35,10 @@ MARGIN = 0.1
 RESIDUALS = ("itp", "lmmse", "none")
 
 
-class PairModel(LinearModelMethod):
-    """PSF, shift and the guide's response of a pair (estimated or nominal); it fuses nothing."""
+class PairModel(LinearModel):
+    """PSF, shift and the guide's response of a pair, estimated or nominal, on the HS image's ground by default."""
 
-    defaults: ClassVar[Mapping[str, Any]] = {**LinearModelMethod.defaults, "rank": 16, "frame": "hs"}
-
-    def fuse(self, tile: Tile) -> Tensor:
-        """Refuse: this is a model of a pair, not a method.
-
-        Raises:
-            NotImplementedError: always.
-        """
-        raise NotImplementedError("a pair model does not fuse")
+    defaults: ClassVar[Mapping[str, Any]] = {**LinearModel.defaults, "rank": 16, "frame": "hs"}
 
 
 @dataclass

@@ -15,7 +15,30 @@ from ..errors import ErrorCode, HyperSharpError
 from ..scene import Scene, Tile
 
 
-class FusionMethod(ABC):
+class Configured:
+    """What has options by name.
+
+    Args:
+        parameters: the options that differ from `defaults`.
+
+    Raises:
+        HyperSharpError: code `usage`; an option that there is not.
+    """
+
+    defaults: ClassVar[Mapping[str, Any]] = {}
+    """Options by name, with their default values."""
+
+    def __init__(self, parameters: Mapping[str, Any] | None = None) -> None:
+        unknown = sorted(set(parameters or {}) - set(self.defaults))
+        if unknown:
+            known = ", ".join(self.defaults) or "none"
+            raise HyperSharpError(
+                f"unknown method option {', '.join(unknown)}", f"its options are: {known}", ErrorCode.USAGE
+            )
+        self.parameters: dict[str, Any] = {**self.defaults, **(parameters or {})}
+
+
+class FusionMethod(Configured, ABC):
     """A fusion method: one look at the whole scene at coarse resolution, then tile by tile.
 
     Subclasses set `defaults` (their options) and, when they look further than interpolation does, `halo`.
@@ -24,8 +47,6 @@ class FusionMethod(ABC):
         parameters: the method's own options; unknown ones are refused.
     """
 
-    defaults: ClassVar[Mapping[str, Any]] = {}
-    """Options by name, with their default values."""
     halo: int = INTERPOLATION_REACH
     """Coarse pixels around a tile that its values depend on."""
     pixel_bytes: int = 0
@@ -37,15 +58,6 @@ class FusionMethod(ABC):
     where they differ from a classical method's."""
     watch: Callable[[Tile, str, Tensor], None] | None = None
     """Told, for each tile that is fused, of what a stage of `stage_names` made of it, `[bands, rows, cols]`."""
-
-    def __init__(self, parameters: Mapping[str, Any] | None = None) -> None:
-        unknown = sorted(set(parameters or {}) - set(self.defaults))
-        if unknown:
-            known = ", ".join(self.defaults) or "none"
-            raise HyperSharpError(
-                f"unknown method option {', '.join(unknown)}", f"its options are: {known}", ErrorCode.USAGE
-            )
-        self.parameters: dict[str, Any] = {**self.defaults, **(parameters or {})}
 
     @abstractmethod
     def fit(self, scene: Scene, control: Control) -> None:

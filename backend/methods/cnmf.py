@@ -39,7 +39,7 @@ class CNMF(LinearModelMethod):
     Options:
         endmembers: most endmembers; never more than the subspace's rank + 1.
         outer, inner: iterations of the alternation and of the updates.
-        rank, register, frame: see `LinearModelMethod`.
+        rank, register, frame, srf: see `LinearModel`.
     """
 
     defaults: ClassVar[Mapping[str, Any]] = {

@@ -37,7 +37,7 @@ class HySure(LinearModelMethod):
     Options:
         weight: of the total variation.
         iterations: of ADMM.
-        rank, register, frame: see `LinearModelMethod`.
+        rank, register, frame, srf: see `LinearModel`.
     """
 
     defaults: ClassVar[Mapping[str, Any]] = {

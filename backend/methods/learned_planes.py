@@ -29,8 +29,13 @@ OTHER_FORMS = ("hysure", "sylvester", "bayes", "lmmse-local", "lmmse-global")
 prior, and the closed form itself with gains that are all but local and all but the same everywhere. What they get
 wrong is not what `lmmse` gets wrong."""
 COARSE_PLANES = 7
+CONSTANT_PLANES = tuple(range(9, 15))
+"""Fine planes that say one thing of a component, the same everywhere: explained share, roughness, detail over scale,
+place, ratio, guide bands."""
+OTHER_PLANES = tuple(range(15, 15 + len(OTHER_FORMS)))
+"""Fine planes that say how each of `OTHER_FORMS` differs."""
 FINE_PLANES = 15 + len(OTHER_FORMS)
-READ = (1, 3, 4, 5, 6, *range(15, FINE_PLANES))
+READ = (1, 3, 4, 5, 6, *OTHER_PLANES)
 """Fine planes whose weighted sum is part of a correction: the closed form's detail, that less a linear, less a
 non-linear and less a multiplicative injection of the guide's, a sharpening, and how the other forms differ."""
 OUTPUTS = len(READ) + 1

@@ -23,7 +23,7 @@ from ..errors import ErrorCode, HyperSharpError
 from ..nominal_response import nominal_srf, scaled_to_guide
 from ..response_estimation import ResponseEstimate, estimate_response, estimate_srf
 from ..scene import FILL_REACH, MomentAccumulator, Scene, SceneStatistics, Tile
-from .base import FusionMethod
+from .base import Configured, FusionMethod
 from .blocks import Side
 from .injection import summary
 from .registration import Registration
@@ -123,8 +123,8 @@ def describe_subspace(subspace: Subspace) -> dict[str, Any]:
     return {"rank": subspace.rank, "median_relative_noise": round(float(relative.median()), 5)}
 
 
-class LinearModelMethod(FusionMethod):
-    """A method on the linear model above; subclasses say how to solve a block.
+class LinearModel(Configured):
+    """The linear model above of a pair, as it is learned from the whole scene.
 
     Options:
         rank: most components of the subspace.
@@ -200,6 +200,22 @@ class LinearModelMethod(FusionMethod):
             detail - torch.diag(0.95 * self.subspace.component_noise), DETAIL_FLOOR * variance
         )
 
+    def describe(self) -> dict[str, Any]:
+        """Return the subspace, how much of the guide its response explains, the response, PSF and shift."""
+        weights = self.estimated / self.estimated.sum(dim=1, keepdim=True).clamp_min(1e-300)
+        nominal = None if self.nominal is None else [summary(row) for row in self.nominal]
+        return {
+            **describe_subspace(self.subspace),
+            "guide_explained": summary(self.explained),
+            "guide_response_estimated": [summary(row) for row in weights],
+            "guide_response_nominal": nominal,
+            **describe_registration(self.registration, self.estimate),
+        }
+
+
+class LinearModelMethod(LinearModel, FusionMethod):
+    """A method on the linear model; subclasses say how to solve a block."""
+
     def block(self, tile: Tile) -> Block:
         """Return the tile in register, as a block of the linear model."""
         return Block(self.registration.apply(tile), self)
@@ -218,18 +234,6 @@ class LinearModelMethod(FusionMethod):
         flat = fused.view(len(fused), -1)
         flat.addmm_(self.subspace.decode.to(flat), own.reshape(len(own), -1))
         return fused
-
-    def describe(self) -> dict[str, Any]:
-        """Return the subspace, how much of the guide its response explains, the response, PSF and shift."""
-        weights = self.estimated / self.estimated.sum(dim=1, keepdim=True).clamp_min(1e-300)
-        nominal = None if self.nominal is None else [summary(row) for row in self.nominal]
-        return {
-            **describe_subspace(self.subspace),
-            "guide_explained": summary(self.explained),
-            "guide_response_estimated": [summary(row) for row in weights],
-            "guide_response_nominal": nominal,
-            **describe_registration(self.registration, self.estimate),
-        }
 
 
 class Block:

@@ -166,7 +166,8 @@ class ExampleStream:
         window: examples that may be drawn at a step.
         renew: steps after which the oldest one is replaced.
         draw_prior: see `make_example`.
-        photographs: encoded aerial photographs; `PHOTOGRAPHED` of the examples take their structure from one.
+        photographs: encoded aerial photographs that lend their structure to examples.
+        photographed: share of the examples that take it, where there are photographs.
     """
 
     def __init__(
@@ -179,8 +180,9 @@ class ExampleStream:
         renew: int = 4,
         draw_prior: DrawPrior | None = None,
         photographs: Sequence[bytes] = (),
+        photographed: float = PHOTOGRAPHED,
     ) -> None:
-        self.photographs = list(photographs)
+        self.photographs, self.photographed = list(photographs), photographed
         self.cubes, self.settings, self.components = list(cubes), settings, components
         self.seed, self.window, self.renew = seed, window, renew
         self.draw_prior = draw_prior
@@ -213,7 +215,7 @@ class ExampleStream:
 
     def _photographed(self, cube: Cube, dice: Dice) -> Cube:
         """Return the cube, or in a share of calls a scene of its spectra and a photograph's structure."""
-        if not dice.happens(PHOTOGRAPHED):
+        if not dice.happens(self.photographed):
             return cube
         return scene_of(decode(self.photographs[dice.integer(0, len(self.photographs) - 1)]), cube, dice)
 

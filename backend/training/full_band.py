@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ..control import Control
-from ..job import TrainJob
+from ..job import FULL_BAND, TrainJob
 from ..methods.full_band import FullBandInput, Means, load_full_band, network_inputs
 from ..methods.lmmse import LMMSE
 from ..models.hyfusion import HyFusion, HyFusionConfig
@@ -27,7 +27,15 @@ from .adapt import HELD_OUT, OneScene, reduced_pair
 from .examples import TRIES
 from .losses import fusion_loss, hyfusion_loss, sam_loss, student_loss
 from .pairs import Dice, TrainingPair
-from .setup import Setup, job_pair, pair_facts, reading_images, taken_over, too_small
+from .setup import (
+    Setup,
+    job_pair,
+    pair_facts,
+    reading_images,
+    shared_settings,
+    taken_over,
+    too_small,
+)
 from .trainer import STEP_LOSS, Trainer, TrainSettings
 
 LARGEST_SIDE = 512
@@ -274,11 +282,7 @@ def full_band_setup(job: TrainJob, control: Control, device: torch.device) -> Se
         raise too_small()
     taught, judge = parts
     settings = FullBandSettings(
-        steps=job.steps,
-        examples=job.batch,
-        seed=job.seed,
-        validate_every=job.validate_every,
-        patience=job.patience,
+        **shared_settings(job),
         loss=made.loss,
         noise_db=made.noise_db,
         hs_scale=takes.hs_scale,
@@ -291,7 +295,7 @@ def full_band_setup(job: TrainJob, control: Control, device: torch.device) -> Se
         **pair_facts(job),
         "started_from": job.weights,
         "interpolation_db": round(control_gain, 3),
-        "form": "full-band",
+        "form": FULL_BAND,
     }
     trainer = FullBandTrainer(model, OneScene(taught), settings, [judge], made.student, device)
     words = f"{takes}; HS values over {takes.hs_scale:g}, the guide's over {takes.guide_scale:g} (docs/full-band.md)"

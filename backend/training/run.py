@@ -29,7 +29,15 @@ from .full_band import full_band_setup
 from .pairs import PairSettings
 from .photographs import read_photographs
 from .presets import COMPONENTS, PRESETS, build
-from .setup import Setup, job_pair, pair_facts, reading_images, taken_over, too_small
+from .setup import (
+    Setup,
+    job_pair,
+    pair_facts,
+    reading_images,
+    shared_settings,
+    taken_over,
+    too_small,
+)
 from .trainer import STATE_NAME, Trainer, TrainOutcome, TrainSettings
 
 VALIDATION_EXAMPLES = 32
@@ -185,14 +193,7 @@ def _subspace_setup(job: TrainJob, control: Control, device: torch.device) -> Se
         draw = prior_drawer()
     with reading_images():
         stream, validation, data = _from_cubes(job, draw) if job.cubes else _from_pair(job, control, draw)
-    settings = TrainSettings(
-        steps=job.steps,
-        examples=job.batch,
-        seed=job.seed,
-        swt=preset.swt,
-        validate_every=job.validate_every,
-        patience=job.patience,
-    )
+    settings = TrainSettings(**shared_settings(job), swt=preset.swt)
     trainer = Trainer(model, stream, settings, validation, student, device)
     return Setup(trainer, data, {"form": FORM, "components": COMPONENTS}, SUBSPACE_INPUT)
 

@@ -35,6 +35,17 @@ class Setup:
     takes: str
 
 
+def shared_settings(job: TrainJob) -> dict[str, Any]:
+    """Return what a job says of `TrainSettings`, whatever the form."""
+    return {
+        "steps": job.steps,
+        "examples": job.batch,
+        "seed": job.seed,
+        "validate_every": job.validate_every,
+        "patience": job.patience,
+    }
+
+
 def job_pair(job: TrainJob, control: Control) -> Pair:
     """Return the pair that a job trains on, open."""
     hs, guide = source_path(str(job.hs)), source_path(str(job.guide))

@@ -97,5 +97,9 @@ def test_half_of_the_examples_come_from_photographs_where_there_are_any(cubes, m
     made = [stream.example(i) for i in range(10)]
     share = sum("photograph" in name for name in names) / len(names)
     assert 0.2 <= share <= 0.8
+    names.clear()
+    alone = ExampleStream(cubes, settings, 2, 5, photographs=[encoded()], photographed=1.0)
+    alone.example(0), alone.example(1)
+    assert all("photograph" in name for name in names)
     again = ExampleStream(cubes, settings, 2, 5, photographs=[encoded(i) for i in range(3)]).example(7)
     assert torch.equal(again.fine, made[7].fine)

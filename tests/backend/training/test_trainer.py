@@ -12,6 +12,7 @@ from hypersharp.backend.methods.learned_planes import (
     FINE_PLANES,
     LIMIT,
     OTHER_FORMS,
+    OTHER_PLANES,
     OUTPUTS,
     PRIOR_PLANES,
     READ,
@@ -189,9 +190,9 @@ def test_a_network_can_take_over_another_form(cubes, index):
         estimate, closed.subspace.coefficients(tile.hs), tile.guide, others, facts, 4, closed.mtf_gain
     )
     output = torch.zeros(3, OUTPUTS, rows, cols)
-    output[:, READ.index(FINE_PLANES - len(OTHER_FORMS) + index)] = 1.0
+    output[:, READ.index(OTHER_PLANES[index])] = 1.0
     found = estimate + read_output(output, planes.fine) * planes.unit[:, None, None]
-    near = (planes.fine[:, -len(OTHER_FORMS) + index].abs() < LIMIT - 1e-3).all(dim=0)
+    near = (planes.fine[:, OTHER_PLANES[index]].abs() < LIMIT - 1e-3).all(dim=0)
     assert float(near.float().mean()) > 0.5
     assert torch.allclose(found[:, near], wanted[:3][:, near], rtol=1e-3, atol=1e-3 * float(estimate.std()))
 
