@@ -45,8 +45,8 @@ def weights_card(
         )
         if data.get("photographs"):
             source += (
-                f"\nHalf of the pairs take their structure from {data['photographs']:,} aerial photographs "
-                "(docs/models.md)."
+                f"\n{data['photographed']:.0%} of the pairs take their structure from {data['photographs']:,} aerial "
+                "photographs (docs/models.md)."
             )
     return f"""# Weights for `{method}`
 

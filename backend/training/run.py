@@ -257,6 +257,7 @@ def _from_cubes(
         "validated_on": [c.name for c in validation],
         "left_out": list(job.leave_out),
         "photographs": len(photographs),
+        "photographed": stream.photographed,
         "pairs": asdict(pairs),
     }
     return stream, [seen.example(i) for i in range(VALIDATION_EXAMPLES)], data
