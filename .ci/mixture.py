@@ -1,12 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What constant weights of the other closed forms gain, without any network: the least that networks must beat.
+"""What the weights gain that the networks start from, without any network: the least that networks must beat.
 
-    .venv/bin/python .ci/mixture.py --pairs 100 --into docs/models.md
+    .venv/bin/python .ci/mixture.py --pairs 192 --into docs/models.md
 
-For each plane that a network may weigh (`learned_planes.READ`) one weight and one more for each constant that the
-network is told, by least squares of what is left in the bands on training pairs; judged on the networks' own
-validation pairs. With all forms and without each; fitted on the cubes' pairs or the photographs' alone; and, for what
-could be known at most, fitted to each judged pair's own truth.
+The regression of `training/start.py`, fitted on training pairs and judged on the networks' own validation pairs: as it
+is, with fewer terms, without each form, fitted on the cubes' pairs or the photographs' alone; and, for what could be
+known at most, constants fitted to each judged pair's own truth.
 """
 
 from __future__ import annotations
@@ -25,6 +24,9 @@ from hypersharp.backend.methods.learned_planes import (
     OTHER_PLANES,
     OUTPUTS,
     READ,
+    SMOOTHED_PLANES,
+    START_SHAPE,
+    with_start,
 )
 from hypersharp.backend.training.cubes import read_cubes
 from hypersharp.backend.training.examples import ExampleStream, psnr_gain
@@ -32,51 +34,32 @@ from hypersharp.backend.training.pairs import PairSettings
 from hypersharp.backend.training.photographs import read_photographs
 from hypersharp.backend.training.presets import COMPONENTS
 from hypersharp.backend.training.run import (
+    START_EXAMPLES,
     VALIDATION_EXAMPLES,
     VALIDATION_PAIRS,
     VALIDATION_SEED,
     split_cubes,
 )
+from hypersharp.backend.training.start import normal_equations, solved
 from learned_table import HELD_OUT
 from pages import check_data, page_parser, publish
 from train_weights import VALIDATED_ON
 
 SEED = 1029
-RIDGE = 1e-2
-PER_PLANE = 1 + len(CONSTANT_PLANES)
-EVERY = 5
-"""One of so many pixels counts."""
+CONSTANTS = 1 + len(CONSTANT_PLANES)
 BEGIN, END = "<!-- mixture:begin -->", "<!-- mixture:end -->"
 
 
-def told(example):
-    """Return 1 and what a network is told of each component, `[K, constants + 1]`."""
-    fine = example.fine.float()
-    return torch.cat([torch.ones(len(fine), 1), fine[:, CONSTANT_PLANES, 0, 0]], dim=1)
-
-
-def normal_equations(example):
-    """Return the matrix and the right side of one pair."""
-    fine, facts = example.fine.float(), told(example)
-    here = torch.nonzero(example.mask.flatten())[::EVERY, 0]
-    planes = fine[:, list(READ)].flatten(2)[..., here].double()
-    terms = (planes[:, :, None] * facts.double()[:, None, :, None]).flatten(1, 2)
-    basis, error = example.basis.double(), example.error.double().flatten(1)[:, here]
-    size = len(here) * len(basis)
-    matrix = torch.einsum("kjn,kl,lin->ji", terms, basis.T @ basis, terms) / size
-    return matrix, torch.einsum("kjn,kb,bn->j", terms, basis.T, error) / size
-
-
-def solved(system, without=()):
-    """Return the weights of a system, `[planes, constants + 1]`; those of the forms `without` are 0."""
-    matrix, right = system
-    gone = {READ.index(OTHER_PLANES[OTHER_FORMS.index(name)]) for name in without}
-    keep = [i for i in range(len(right)) if i // PER_PLANE not in gone]
-    part = matrix[keep][:, keep]
-    ridge = RIDGE * part.diagonal().mean() * torch.eye(len(part))
-    weights = torch.zeros(len(right))
-    weights[keep] = torch.linalg.solve(part + ridge, right[keep]).float()
-    return weights.view(len(READ), PER_PLANE)
+def kept(without=(), facts=START_SHAPE[1], smoothed=True):
+    """Return which weights are fitted: not those of the forms `without`, and of the first `facts` alone."""
+    keep = torch.ones(START_SHAPE, dtype=torch.bool)
+    for name in without:
+        i = OTHER_FORMS.index(name)
+        keep[[READ.index(OTHER_PLANES[i]), READ.index(SMOOTHED_PLANES[i])]] = False
+    keep[:, facts:] = False
+    if not smoothed:
+        keep[[READ.index(plane) for plane in SMOOTHED_PLANES]] = False
+    return keep
 
 
 def added(systems):
@@ -85,16 +68,15 @@ def added(systems):
 
 
 def gain(example, weights):
-    """Return the rise of PSNR in dB with constant weights `[planes, constants + 1]`."""
-    output = torch.zeros(len(example.fine), OUTPUTS, *example.fine.shape[2:])
-    output[:, : len(READ)] = (told(example) @ weights.T)[:, :, None, None]
-    return psnr_gain(output, example)
+    """Return the rise of PSNR in dB with weights of `START_SHAPE`."""
+    fine = example.fine.float()
+    return psnr_gain(with_start(torch.zeros(len(fine), OUTPUTS, *fine.shape[2:]), fine, weights), example)
 
 
 def main():
     """Fit, judge, print and write the table."""
     parser = page_parser(__doc__, BEGIN, END)
-    parser.add_argument("--pairs", type=int, default=100)
+    parser.add_argument("--pairs", type=int, default=START_EXAMPLES)
     options = parser.parse_args()
     check_data(quality.DATA)
     cubes = read_cubes(quality.DATA / "cubes", tuple(HELD_OUT))
@@ -112,22 +94,25 @@ def main():
     both = added([real, made])
     seen = ExampleStream(validation, VALIDATION_PAIRS, COMPONENTS, VALIDATION_SEED)
     judged = [seen.example(i) for i in range(VALIDATION_EXAMPLES)]
+    constants = kept(facts=CONSTANTS, smoothed=False)
     fitted = {
-        "all": solved(both),
-        "none of the other forms": solved(both, OTHER_FORMS),
-        **{f"without `{name}`": solved(both, [name]) for name in OTHER_FORMS},
-        "all, fitted on the cubes' pairs alone": solved(real),
-        "all, fitted on the photographs' pairs alone": solved(made),
+        "all": solved(*both),
+        "no smoothed planes": solved(*both, kept(smoothed=False)),
+        "constants alone, no smoothed planes": solved(*both, constants),
+        "none of the other forms": solved(*both, kept(OTHER_FORMS)),
+        **{f"without `{name}`": solved(*both, kept([name])) for name in OTHER_FORMS},
+        "all, fitted on the cubes' pairs alone": solved(*real),
+        "all, fitted on the photographs' pairs alone": solved(*made),
     }
     rows = [(title, [gain(example, weights) for example in judged]) for title, weights in fitted.items()]
-    own = [gain(example, solved(normal_equations(example))) for example in judged]
-    rows.append(("all, fitted to each judged pair's own truth", own))
+    own = [gain(example, solved(*normal_equations(example), constants)) for example in judged]
+    rows.append(("constants fitted to each judged pair's own truth", own))
     whole = rows[0][1]
     lines = [
         f"{half} training pairs of the cubes, {half} of photographs with the cubes' spectra; "
         f"{len(judged)} pairs of cubes not trained on.",
         "",
-        "| planes weighed | PSNR over `lmmse`, dB | against the first row, dB (standard error) |",
+        "| weights | PSNR over `lmmse`, dB | against the first row, dB (standard error) |",
         "|---|---|---|",
     ]
     for title, gains in rows:

@@ -29,11 +29,14 @@ from .learned_planes import (
     FINE_PLANES,
     FORM,
     OUTPUTS,
+    START_SHAPE,
+    SURROUNDINGS,
     component_statistics,
     consistent,
     make_planes,
     prior_planes,
     read_output,
+    with_start,
 )
 from .subspace import grown
 
@@ -109,10 +112,11 @@ class LearnedFusion(FusionMethod):
                 self.model, scene, self.components, self.steps, control, self.prior_of_pairs()
             )
         self.prior = self.draw_prior(scene, control)
-        # From the outside in: the planes' low-pass, the network, the consistency step.
+        # From the outside in: the planes' low-pass and surroundings, the network, the consistency step.
         psf = math.ceil(psf_reach(scene.ratio, self.closed.mtf_gain) / scene.ratio)
         low_pass = psf + INTERPOLATION_REACH
-        self.margin = 2 * low_pass + self.model.reach(scene.ratio) + 1
+        around = math.ceil(SURROUNDINGS // 2 / scene.ratio)
+        self.margin = 2 * low_pass + around + self.model.reach(scene.ratio) + 1
         self.halo = self.closed.halo + self.margin
         planes = 4 * self.components * FINE_PLANES
         self.pixel_bytes = round(max(PLANE_COPIES * planes, planes + self.model.pixel_bytes(scene.ratio)))
@@ -232,7 +236,8 @@ class LearnedFusion(FusionMethod):
                 self._control.check()
                 one = [x[i : i + 1].contiguous(memory_format=layout) for x in inputs]
                 parts.append(self._run(one, origin).float())
-        correction = read_output(torch.cat(parts), planes.fine, seen_prior) * planes.unit[:, None, None]
+        output = with_start(torch.cat(parts), planes.fine, self.model.start)
+        correction = read_output(output, planes.fine, seen_prior) * planes.unit[:, None, None]
         return consistent(correction, ratio, gain, self.closed.trust[:k])
 
     def _run(self, inputs: list[Tensor], origin: tuple[int, int]) -> Tensor:
@@ -308,7 +313,8 @@ def load_network(folder: Path, network: type[PretrainedModel]) -> tuple[Pretrain
         )
     planes = model.config.hs_bands, model.config.guide_bands, model.config.out_bands
     takes_prior = getattr(model.config, "prior", False)
-    if planes != (COARSE_PLANES, FINE_PLANES, OUTPUTS + takes_prior):
+    starts = model.start is None or tuple(model.start.shape) == START_SHAPE
+    if planes != (COARSE_PLANES, FINE_PLANES, OUTPUTS + takes_prior) or not starts:
         raise HyperSharpError(
             f"the weights in {folder} take other planes: {planes}",
             "they are of another version of HyperSharp: train or download them again",

@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from torch import Tensor
 
@@ -12,14 +14,44 @@ from ..control import Control
 from ..scene import Scene, Tile
 from .base import FusionMethod
 from .bayes import Bayes
+from .gsa import GSA
 from .hysure import HySure
-from .learned_planes import OTHER_FORMS, Subspace
+from .learned_planes import OTHER_FORMS, Subspace, expanded, expanded_scene
 from .lmmse import LMMSE
+from .mtf_glp_fs import MtfGlpFs
+from .sfim_hs import SfimHs
 from .sylvester import Sylvester
 
-_METHODS: dict[str, type[FusionMethod]] = {"hysure": HySure, "sylvester": Sylvester, "bayes": Bayes}
-_PRIOR_WEIGHTS = {"lmmse-local": 0.1, "lmmse-global": 4.0}
-"""Option `prior` of `lmmse`: what the scene-wide gain counts against the local one."""
+
+@dataclass(frozen=True)
+class _Form:
+    """How one of `OTHER_FORMS` is made.
+
+    Attributes:
+        method: its class.
+        options: that differ from the method's defaults.
+        refit: False where it is the closed form itself with options that its fit does not depend on.
+        expanded: whether it sees the guide's logarithms beside the guide.
+    """
+
+    method: type[FusionMethod]
+    options: Mapping[str, Any] = field(default_factory=dict)
+    refit: bool = True
+    expanded: bool = False
+
+
+_FORMS = {
+    "hysure": _Form(HySure),
+    "sylvester": _Form(Sylvester),
+    "bayes": _Form(Bayes),
+    "lmmse-local": _Form(LMMSE, {"prior": 0.1}, refit=False),
+    "lmmse-global": _Form(LMMSE, {"prior": 4.0}, refit=False),
+    "gsa": _Form(GSA),
+    "lmmse-expanded": _Form(LMMSE, expanded=True),
+    "sfim-hs": _Form(SfimHs),
+    "mtf-glp-fs": _Form(MtfGlpFs),
+    "lmmse-nominal": _Form(LMMSE, {"register": False}),
+}
 
 
 @dataclass
@@ -31,12 +63,14 @@ class ClosedForm:
         subspace: the basis that it works in.
         trust: `[K]`, share of each coarse coefficient that is signal, 0 to 1.
         others: the fitted methods of `OTHER_FORMS`, in that order.
+        guide_mean: `[guide bands]`, means of the guide over the scene.
     """
 
     method: LMMSE
     subspace: Subspace
     trust: Tensor
     others: list[FusionMethod]
+    guide_mean: Tensor
 
     @property
     def halo(self) -> int:
@@ -60,11 +94,15 @@ class ClosedForm:
         """Return the first coefficients of the other forms' results, each `[count, rows, cols]`."""
         subspace = self.subspace
         part = Subspace(subspace.basis[:, :count], subspace.projector[:count], subspace.mean)
-        return [part.coefficients(other.fuse(tile)) for other in self.others]
+        wide = replace(tile, guide=expanded(tile.guide, self.guide_mean), _lowpass={})
+        return [
+            part.coefficients(other.fuse(wide if _FORMS[name].expanded else tile))
+            for name, other in zip(OTHER_FORMS, self.others)
+        ]
 
 
 def fit_closed_form(scene: Scene, control: Control) -> ClosedForm:
-    """Fit the closed form and the others, with their own defaults, to a scene.
+    """Fit the closed form and the others to a scene.
 
     Raises:
         ValueError: no coarse pixel is valid in both images.
@@ -73,14 +111,16 @@ def fit_closed_form(scene: Scene, control: Control) -> ClosedForm:
     method.fit(scene, control)
     own = method.subspace
     subspace = Subspace(own.decode.float(), own.encode.float(), own.mean.float())
-    others: list[FusionMethod] = []
     silent = control.silent()  # what they would warn of, the closed form has warned of
+    wide, guide_mean = expanded_scene(scene, silent)
+    others: list[FusionMethod] = []
     for name in OTHER_FORMS:
-        if name in _PRIOR_WEIGHTS:
-            other: FusionMethod = copy(method)  # what it learned does not depend on this option
-            other.parameters = {**method.parameters, "prior": _PRIOR_WEIGHTS[name]}
+        form = _FORMS[name]
+        if form.refit:
+            other = form.method(form.options)
+            other.fit(wide if form.expanded else scene, silent)
         else:
-            other = _METHODS[name]()
-            other.fit(scene, silent)
+            other = copy(method)
+            other.parameters = {**method.parameters, **form.options}
         others.append(other)
-    return ClosedForm(method, subspace, method.reliability.clamp(0, 1).float(), others)
+    return ClosedForm(method, subspace, method.reliability.clamp(0, 1).float(), others, guide_mean)

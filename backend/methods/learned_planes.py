@@ -22,22 +22,55 @@ from ..io.source import Source
 from ..scene import MomentAccumulator, Scene
 from .injection import ridge_solve
 
-FORM = "subspace-2"
+FORM = "subspace-3"
 """Name of this contract in config.json; weights of another one are refused."""
-OTHER_FORMS = ("hysure", "sylvester", "bayes", "lmmse-local", "lmmse-global")
+OTHER_FORMS = (
+    "hysure",
+    "sylvester",
+    "bayes",
+    "lmmse-local",
+    "lmmse-global",
+    "gsa",
+    "lmmse-expanded",
+    "sfim-hs",
+    "mtf-glp-fs",
+    "lmmse-nominal",
+)
 """Results that a network may lean towards: posterior means under a linear model with blur and noise, each under another
-prior, and the closed form itself with gains that are all but local and all but the same everywhere. What they get
-wrong is not what `lmmse` gets wrong."""
+prior; injections of the guide's detail that know of no noise; and the closed form itself with gains that are all but
+local, or all but the same everywhere, with the guide's logarithms beside the guide, and with PSF and register as told.
+What they get wrong is not what `lmmse` gets wrong."""
 COARSE_PLANES = 7
+ACTIVITY_PLANE = 8
+"""Fine plane of what all components do together."""
 CONSTANT_PLANES = tuple(range(9, 15))
 """Fine planes that say one thing of a component, the same everywhere: explained share, roughness, detail over scale,
 place, ratio, guide bands."""
 OTHER_PLANES = tuple(range(15, 15 + len(OTHER_FORMS)))
 """Fine planes that say how each of `OTHER_FORMS` differs."""
-FINE_PLANES = 15 + len(OTHER_FORMS)
-READ = (1, 3, 4, 5, 6, *OTHER_PLANES)
+SMOOTHED_PLANES = tuple(plane + len(OTHER_FORMS) for plane in OTHER_PLANES)
+"""Fine planes with `OTHER_PLANES` averaged over `SMOOTHING` pixels: what is wrong with a closed form has about the size
+of coarse pixels."""
+READ = (1, 3, 4, 5, 6, *OTHER_PLANES, *SMOOTHED_PLANES)
 """Fine planes whose weighted sum is part of a correction: the closed form's detail, that less a linear, less a
-non-linear and less a multiplicative injection of the guide's, a sharpening, and how the other forms differ."""
+non-linear and less a multiplicative injection of the guide's, a sharpening, and how the other forms differ, as they are
+and smoothed."""
+_TRUSTED = READ[: -len(SMOOTHED_PLANES)]
+TRUST_PLANES = tuple(SMOOTHED_PLANES[-1] + 1 + i for i in range(len(_TRUSTED)))
+"""Fine planes that say of each plane of `READ` but the smoothed ones how small it is around a pixel, 0 (large) to 1:
+where two forms lie far apart, one of them is far off."""
+FINE_PLANES = TRUST_PLANES[-1] + 1
+SMOOTHING, SURROUNDINGS = 5, 25
+"""Sides, in fine pixels, of the windows of `SMOOTHED_PLANES` and `TRUST_PLANES`."""
+TRUST_OF = (*range(len(_TRUSTED)), *range(len(_TRUSTED) - len(OTHER_FORMS), len(_TRUSTED)))
+"""Which of `TRUST_PLANES` belongs to each plane of `READ`."""
+START_SHAPE = (len(READ), 2 * (1 + len(CONSTANT_PLANES)) + len(OTHER_FORMS) + 3)
+"""Shape of the weights that a network starts from: for each plane of `READ`, those of 1 and the constants, of these
+times the plane's trust, and of what is the case around a pixel (`_surroundings`)."""
+BRIGHT = 3.0
+"""Standard deviations to which the start follows the first component."""
+SIZE_FLOOR = 0.05
+"""Planes smaller than this, root mean square, count as this large."""
 OUTPUTS = len(READ) + 1
 """What a network returns: weights of the planes `READ` and a free term; with a prior, one more before the last: the
 weight of how the prior differs."""
@@ -144,6 +177,16 @@ class ExpandedSource(Source):
         return expanded(values, self._mean), mask
 
 
+def expanded_scene(scene: Scene, control: Control) -> tuple[Scene, Tensor]:
+    """Return a scene with the guide's logarithms beside the guide, and the guide's means (see `expanded`)."""
+    mean = scene.statistics(scene.mtf_hs, control).guide_mean.float()
+    guide = ExpandedSource(scene.guide, mean)
+    wide = Scene(
+        scene.hs, guide, scene.ratio, scene.mtf_hs, scene.mtf_guide, device=scene.device, seed=scene.seed
+    )
+    return wide, mean
+
+
 def component_statistics(scene: Scene, subspace: Subspace, control: Control) -> ComponentStatistics:
     """Look at the coarse scene once, tile by tile.
 
@@ -152,10 +195,7 @@ def component_statistics(scene: Scene, subspace: Subspace, control: Control) -> 
     """
     ratio, gain = scene.ratio, scene.mtf_hs
     k, m = len(subspace.projector), scene.guide.bands
-    guide_mean = scene.statistics(gain, control).guide_mean.float()
-    wide = Scene(
-        scene.hs, ExpandedSource(scene.guide, guide_mean), ratio, gain, scene.mtf_guide, device=scene.device
-    )
+    wide, _ = expanded_scene(scene, control)
     values, details = MomentAccumulator(), MomentAccumulator()
     halves = MomentAccumulator(), MomentAccumulator()
     rough, count = torch.zeros(k, dtype=torch.float64), 0
@@ -249,6 +289,51 @@ class Planes:
     unit: Tensor
 
 
+def start_facts(fine: Tensor) -> Tensor:
+    """Return what the start's weights are linear in, `[K, READ, facts, rows, cols]`; see `START_SHAPE`.
+
+    Args:
+        fine: fine planes, `[K, FINE_PLANES, rows, cols]`.
+    """
+    told = torch.cat([torch.ones_like(fine[:, :1]), fine[:, list(CONSTANT_PLANES)]], dim=1)[:, None]
+    own = fine[:, list(TRUST_PLANES)][:, list(TRUST_OF), None]
+    shape = (-1, len(READ), -1, -1, -1)
+    return torch.cat([told.expand(shape), own * told, _surroundings(fine)[:, None].expand(shape)], dim=2)
+
+
+def _surroundings(fine: Tensor) -> Tensor:
+    """Return what is the case around a pixel, `[K, OTHER_FORMS + 3, rows, cols]`.
+
+    Logarithms of how large the other forms' planes are, the activity (0 to 1), the first component (how bright it is,
+    as a rule) and its square.
+    """
+    of_others = fine[:, list(TRUST_PLANES[-len(OTHER_FORMS) :])].clamp(1e-3, 1.0)
+    sizes = 0.5 * (1.0 / of_others - 1.0 + SIZE_FLOOR**2).log()
+    active = fine[:, ACTIVITY_PLANE : ACTIVITY_PLANE + 1]
+    first = fine[:1, :1].clamp(-BRIGHT, BRIGHT).expand_as(active)
+    return torch.cat([sizes, active / (1 + active), first, first.square() / BRIGHT], dim=1)
+
+
+def with_start(output: Tensor, fine: Tensor, start: Tensor | None) -> Tensor:
+    """Return a network's output with the weights added that it started from.
+
+    Args:
+        output: `[K, OUTPUTS or more, rows, cols]`.
+        fine: the fine planes that it was given.
+        start: `START_SHAPE`; None for none.
+    """
+    if start is None:
+        return output
+    constants, count = list(CONSTANT_PLANES), 1 + len(CONSTANT_PLANES)
+    told = torch.cat([torch.ones_like(fine[:, :1, 0, 0]), fine[:, constants, 0, 0]], dim=1)
+    alone, trusted, local = start.to(fine).split((count, count, START_SHAPE[1] - 2 * count), dim=1)
+    weights = torch.einsum("jm,kmyx->kjyx", local, _surroundings(fine))
+    own = fine[:, list(TRUST_PLANES)][:, list(TRUST_OF)]
+    weights = torch.addcmul(weights, (told @ trusted.T)[:, :, None, None], own)
+    weights = weights + (told @ alone.T)[:, :, None, None]
+    return torch.cat([output[:, : len(READ)] + weights, output[:, len(READ) :]], dim=1)
+
+
 def read_output(output: Tensor, fine: Tensor, prior: Tensor | None = None) -> Tensor:
     """Return the correction that a network means, in units, `[K, rows, cols]`.
 
@@ -288,6 +373,14 @@ def sharpening(image: Tensor) -> Tensor:
     padded = functional.pad(image[:, None], (1, 1, 1, 1), mode="replicate")
     mean = functional.conv2d(functional.conv2d(padded, kernel.view(1, 1, 3, 1)), kernel.view(1, 1, 1, 3))
     return image - mean[:, 0]
+
+
+def windowed_mean(image: Tensor, side: int) -> Tensor:
+    """Return `[K, planes, rows, cols]` averaged over windows of an odd side, cut at the borders."""
+    for window in ((side, 1), (1, side)):
+        padding = (window[0] // 2, window[1] // 2)
+        image = functional.avg_pool2d(image, window, 1, padding, count_include_pad=False)
+    return image
 
 
 def low(image: Tensor, ratio: int, gain: float) -> Tensor:
@@ -383,7 +476,10 @@ def make_planes(
             *((other[:k] * signs - estimate) / (detail * remains) for other in others),
         ],
         dim=1,
-    )
+    ).clamp_(-LIMIT, LIMIT)
+    smoothed = windowed_mean(fine[:, list(OTHER_PLANES)], SMOOTHING)
+    trust = 1.0 / (1.0 + windowed_mean(fine[:, list(_TRUSTED)].square(), SURROUNDINGS))
+    fine = torch.cat([fine, smoothed, trust], dim=1)
     small = torch.stack(
         [
             coarse / scale,
@@ -395,7 +491,7 @@ def make_planes(
         dim=1,
     )
     unit = (detail * remains * signs)[:, 0, 0]
-    return Planes(small.clamp(-LIMIT, LIMIT), fine.clamp(-LIMIT, LIMIT), unit)
+    return Planes(small.clamp(-LIMIT, LIMIT), fine, unit)
 
 
 def consistent(correction: Tensor, ratio: int, gain: float, trust: Tensor) -> Tensor:

@@ -30,6 +30,7 @@ class HyFusionConfig:
         width: channels after the streams (nf): the spectral stream has twice, the spatial one half as many.
         depth: ERFB in each stream.
         growth, window, heads: of an ERFB; heads None for the published rule.
+        start: see `PretrainedModel`.
     """
 
     hs_bands: int = 172
@@ -41,6 +42,7 @@ class HyFusionConfig:
     growth: int = 32
     window: int = 8
     heads: int | None = None
+    start: tuple[int, ...] = ()
 
 
 def head_count(width: int, wish: int) -> int:

@@ -32,6 +32,7 @@ class MBFNConfig:
         dense: DFAB in a CLRA block; three as published.
         hs_groups: groups of the convolutions in the HS branch's blocks.
         attention, heads, window: channels, heads and window of the SSAWB.
+        start: see `PretrainedModel`.
     """
 
     hs_bands: int = 172
@@ -46,6 +47,7 @@ class MBFNConfig:
     attention: int = 64
     heads: int = 4
     window: int | None = None
+    start: tuple[int, ...] = ()
 
 
 TEACHER_BLOCKS = (6, 6, 4, 4)

@@ -50,6 +50,7 @@ class MPSRNetConfig:
         progressive: False goes the whole ratio in one step (ablation).
         inter: False leaves the mutually guided scans out (ablation).
         mixer: "scan", or "conv" for a depthwise convolution in a scan's place (ablation).
+        start: see `PretrainedModel`.
     """
 
     hs_bands: int = 172
@@ -69,6 +70,7 @@ class MPSRNetConfig:
     progressive: bool = True
     inter: bool = True
     mixer: str = SCAN
+    start: tuple[int, ...] = ()
 
 
 def step_factors(ratio: int) -> tuple[int, ...]:

@@ -40,17 +40,23 @@ def register_model(name: str, config: type[Any]) -> Callable[[M], M]:
 class PretrainedModel(nn.Module):
     """A network with a configuration, saved and loaded as a folder.
 
+    A form of networks may give them weights that were fitted before training, as a buffer `start` that is saved with
+    the others; the form adds them to the output, the network itself does nothing with them.
+
     Args:
-        config: a dataclass of JSON values.
+        config: a dataclass of JSON values; its entry `start` is that buffer's shape, empty for none.
     """
 
     model_name: str
+    start: torch.Tensor | None
     convolutional: ClassVar[bool] = True
     """Whether its time goes into convolutions, which decides the precision that pays on a CPU."""
 
     def __init__(self, config: Any) -> None:
         super().__init__()
         self.config = config
+        shape = getattr(config, "start", ())
+        self.register_buffer("start", torch.zeros(shape) if shape else None)
 
     def parameter_count(self) -> int:
         """Return the number of trainable parameters."""

@@ -48,9 +48,16 @@ def weights_card(
                 f"\n{data['photographed']:.0%} of the pairs take their structure from {data['photographs']:,} aerial "
                 "photographs (docs/models.md)."
             )
+    start = ""
+    fitted = data.get("start_examples") and not data.get("started_from")
+    if fitted and model.start is not None and outcome.history and outcome.history[0][0] == 0:
+        start = (
+            f"\n* Start: {model.start.numel()} weights of the input planes, fitted by least squares to the first "
+            f"{data['start_examples']} pairs;\n  alone {outcome.history[0][1]:+.2f} dB on the validation pairs."
+        )
     return f"""# Weights for `{method}`
 
-* Network: class `{model.model_name}`, {model.parameter_count():,} parameters, stored in half precision.
+* Network: class `{model.model_name}`, {model.parameter_count():,} parameters, stored in half precision.{start}
 * Input: {takes}.
 * Data: {source}
 * Protocol: {outcome.steps} of {settings["steps"]} steps ({outcome.stopped}), weights of step {outcome.best_step};

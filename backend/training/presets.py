@@ -8,7 +8,7 @@ from typing import Union
 
 from torch import nn
 
-from ..methods.learned_planes import COARSE_PLANES, FINE_PLANES, OUTPUTS, PRIOR_PLANES
+from ..methods.learned_planes import COARSE_PLANES, FINE_PLANES, OUTPUTS, PRIOR_PLANES, START_SHAPE
 from ..models.hyfusion import HyFusion, HyFusionConfig
 from ..models.mbfn import MBFN, MBFNConfig
 from ..models.mpsrnet import MPSRNet, MPSRNetConfig
@@ -29,10 +29,13 @@ _TEACHER = MBFNConfig(
     attention=8,
     heads=2,
     window=15,
+    start=START_SHAPE,
 )
 # The fused features that are distilled ask for the teacher's width.
 _STUDENT = replace(_TEACHER, blocks=(0, 1, 1, 1), hs_groups=16)
-_HYFUSION = HyFusionConfig(COARSE_PLANES, FINE_PLANES, None, OUTPUTS, width=16, depth=1, growth=8, heads=2)
+_HYFUSION = HyFusionConfig(
+    COARSE_PLANES, FINE_PLANES, None, OUTPUTS, width=16, depth=1, growth=8, heads=2, start=START_SHAPE
+)
 _MPSRNET = MPSRNetConfig(
     COARSE_PLANES,
     FINE_PLANES,
@@ -44,6 +47,7 @@ _MPSRNET = MPSRNetConfig(
     d_state=4,
     patch=2,
     scan_span=32,
+    start=START_SHAPE,
 )
 
 Config = Union[MBFNConfig, HyFusionConfig, MPSRNetConfig]

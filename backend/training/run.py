@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from ..errors import ErrorCode, HyperSharpError
 from ..job import FORMS, FULL_BAND, TRAINABLE, TrainJob
 from ..methods.learned import load_network
 from ..methods.learned_planes import FORM
+from ..models.pretrained import PretrainedModel
 from ..protocol import Result
 from ..registry import METHODS, why_unavailable
 from ..weights import find_weights
@@ -38,11 +39,16 @@ from .setup import (
     taken_over,
     too_small,
 )
+from .start import fit_start
 from .trainer import STATE_NAME, Trainer, TrainOutcome, TrainSettings
 
 VALIDATION_EXAMPLES = 32
 VALIDATION_SEED = 99
 VALIDATION_PAIRS = PairSettings(ratios=(3, 4, 6), side=100, known_mtf=1.0)
+START_EXAMPLES = 320
+"""Pairs to which the weights are fitted that the networks start from; twice the steps where that is fewer."""
+STARTED_RATE = 6e-4
+"""Learning rate of networks with a start: a higher one loses what the start has."""
 HELD_OUT = 0.2
 """Share of the cubes that is held out of training where the job names none."""
 TEACHER_NAME = "teacher"
@@ -64,7 +70,7 @@ def run_train(job: TrainJob, control: Control | None = None) -> Result:
     _check(job)
     device, note = choose_device(job.device)
     control.info(f"training on {note}")
-    control.plan({"reading": 1, "training": 30})
+    control.plan({"reading": 1, "starting": 10, "training": 30})
     control.stage("reading", 1)
     make = full_band_setup if job.form == FULL_BAND else _subspace_setup
     setup = make(job, control, device)
@@ -78,13 +84,14 @@ def run_train(job: TrainJob, control: Control | None = None) -> Result:
         control.info(f"resumed at step {trainer.step}")
 
     def tell(step: int, gain: float) -> None:
-        control.info(
-            f"step {step}: loss {trainer.running:.3f}, {gain:+.2f} dB over lmmse where not trained on"
-        )
+        loss = f"loss {trainer.running:.3f}, " if step else ""
+        control.info(f"step {step}: {loss}{gain:+.2f} dB over lmmse where not trained on")
 
+    if trainer.step == 0 and trainer.model.start is not None and trainer.model.start.any():
+        tell(0, trainer.validate())  # the start alone may be the best there is
     with reading_images():
         outcome = trainer.run(control, state, on_validation=tell)
-    if outcome.stopped == "cancelled" and outcome.best_step == 0:
+    if outcome.stopped == "cancelled" and outcome.steps == 0:
         control.check()
     trainer.load_best()
     facts = {
@@ -193,7 +200,10 @@ def _subspace_setup(job: TrainJob, control: Control, device: torch.device) -> Se
         draw = prior_drawer()
     with reading_images():
         stream, validation, data = _from_cubes(job, draw) if job.cubes else _from_pair(job, control, draw)
-    settings = TrainSettings(**shared_settings(job), swt=preset.swt)
+    if isinstance(stream, ExampleStream) and not (job.weights or job.resume):
+        _start(stream, _start_count(job), model, student, control)
+    rate = STARTED_RATE if isinstance(stream, ExampleStream) else TrainSettings.learning_rate
+    settings = TrainSettings(**shared_settings(job), swt=preset.swt, learning_rate=rate)
     trainer = Trainer(model, stream, settings, validation, student, device)
     return Setup(trainer, data, {"form": FORM, "components": COMPONENTS}, SUBSPACE_INPUT)
 
@@ -259,6 +269,7 @@ def _from_cubes(
         "photographs": len(photographs),
         "photographed": stream.photographed,
         "pairs": asdict(pairs),
+        "start_examples": _start_count(job),
     }
     return stream, [seen.example(i) for i in range(VALIDATION_EXAMPLES)], data
 
@@ -272,6 +283,32 @@ def _from_pair(
     if parts is None:
         raise too_small()
     return OneScene(parts[0]), [parts[1]], pair_facts(job)
+
+
+def _start_count(job: TrainJob) -> int:
+    return min(START_EXAMPLES, 2 * job.steps)
+
+
+def _start(
+    stream: ExampleStream,
+    count: int,
+    model: PretrainedModel,
+    student: PretrainedModel | None,
+    control: Control,
+) -> None:
+    """Fit the weights that the networks start from to the first examples, which training then goes on with."""
+    control.stage("starting", count)
+
+    def seen() -> Iterator[Example]:
+        for i in range(count):
+            control.check()
+            yield stream.example(i)
+            control.step()
+
+    start = fit_start(seen())
+    for net in (model, student):
+        if net is not None:
+            net.start = start.clone()
 
 
 def _write(job: TrainJob, folder: Path, setup: Setup, facts: dict[str, Any], outcome: TrainOutcome) -> None:

@@ -23,7 +23,7 @@ from torch.nn import functional
 from ..control import Control
 from ..device import PRECISIONS, inference_precision, is_out_of_memory
 from ..errors import Cancelled, ErrorCode, HyperSharpError
-from ..methods.learned_planes import read_output
+from ..methods.learned_planes import read_output, with_start
 from ..models.pretrained import PretrainedModel
 from .examples import Crop, Example, ExampleStream, correction_in_bands, crop_example, mixed_seed, psnr_gain
 from .losses import distillation_loss, swt_loss
@@ -318,7 +318,8 @@ class Trainer:
         for result in results:
             size = result.shape[-2:]
             prior = None if crop.prior is None else functional.adaptive_avg_pool2d(crop.prior, size)
-            units = read_output(result.float(), functional.adaptive_avg_pool2d(crop.fine, size), prior)
+            fine = functional.adaptive_avg_pool2d(crop.fine, size)
+            units = read_output(with_start(result.float(), fine, self.model.start), fine, prior)
             found = torch.einsum("bk,kyx->byx", crop.basis, units)
             known = (crop.mask[None].float(), crop.error)
             mask, error = (functional.adaptive_avg_pool2d(x, size) for x in known)
@@ -327,12 +328,16 @@ class Trainer:
         return total
 
     def forward(self, net: PretrainedModel, part: Example | Crop) -> tuple[Tensor, Any]:
-        """Return a network's output, float32, and beside it: fused features, or the results of every step."""
+        """Return a network's output, float32, and beside it: fused features, or the results of every step.
+
+        The start's weights are in the output already, but not in the results of the steps.
+        """
         planes = (part.coarse, part.fine) if part.prior is None else (part.coarse, part.fine, part.prior)
         inputs = (x.float().to(self.device).contiguous(memory_format=torch.channels_last) for x in planes)
         with torch.autocast(self.device.type, self._half or torch.bfloat16, enabled=self._half is not None):
             output, features = net(*inputs)
-        return output.float(), features.float() if isinstance(features, Tensor) else features
+        output = with_start(output.float(), part.fine.float().to(self.device), net.start)
+        return output, features.float() if isinstance(features, Tensor) else features
 
     @torch.no_grad()
     def gain(self, name: str = "model") -> float:

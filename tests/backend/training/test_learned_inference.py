@@ -55,7 +55,7 @@ def test_no_step_across_tile_borders(tmp_path, kind):
 def test_a_step_across_tile_borders_would_be_seen(tmp_path, kind, monkeypatch):
     """The same measure finds tiles that overlap by less than the network's receptive field."""
     cls, network, config = KINDS[kind]
-    monkeypatch.setattr(network, "reach", lambda self, ratio: -6)
+    monkeypatch.setattr(network, "reach", lambda self, ratio: -9)
     assert seam(cls, weights(tmp_path / "w", config)) > 5 * INVISIBLE
 
 

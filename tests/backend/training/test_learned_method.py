@@ -9,20 +9,41 @@ from hypersharp.backend.degradation import degrade
 from hypersharp.backend.errors import ErrorCode, HyperSharpError
 from hypersharp.backend.io.source import TensorSource
 from hypersharp.backend.methods.learned import HyFusionMethod, S3RNet
-from hypersharp.backend.methods.learned_planes import COARSE_PLANES, FINE_PLANES, FORM, OUTPUTS
+from hypersharp.backend.methods.learned_planes import (
+    COARSE_PLANES,
+    FINE_PLANES,
+    FORM,
+    OTHER_FORMS,
+    OTHER_PLANES,
+    OUTPUTS,
+    READ,
+    START_SHAPE,
+    consistent,
+)
 from hypersharp.backend.methods.lmmse import LMMSE
 from hypersharp.backend.models.hyfusion import HyFusion, HyFusionConfig
 from hypersharp.backend.models.mbfn import MBFN, MBFNConfig
+from hypersharp.backend.models.pretrained import from_pretrained
+from hypersharp.backend.registry import load_method
 from hypersharp.backend.scene import Scene, tile_windows
 
 from .conftest import synthetic_image
 
 SMALL_MBFN = MBFNConfig(
     COARSE_PLANES, FINE_PLANES, None, OUTPUTS, width=4, growth=2, blocks=(1, 1, 1, 1), dense=1,
-    attention=4, heads=1, window=5,
+    attention=4, heads=1, window=5, start=START_SHAPE,
 )  # fmt: skip
 SMALL_HYFUSION = HyFusionConfig(
-    COARSE_PLANES, FINE_PLANES, None, OUTPUTS, width=4, depth=1, growth=4, window=4, heads=1
+    COARSE_PLANES,
+    FINE_PLANES,
+    None,
+    OUTPUTS,
+    width=4,
+    depth=1,
+    growth=4,
+    window=4,
+    heads=1,
+    start=START_SHAPE,
 )
 
 
@@ -30,6 +51,8 @@ def weights(folder, config, scale=0.05, **entry):
     torch.manual_seed(1)
     model = MBFN(config) if isinstance(config, MBFNConfig) else HyFusion(config)
     torch.nn.init.normal_(model.last.weight, std=scale)
+    if model.start is not None:
+        torch.nn.init.normal_(model.start, std=scale)
     model.save_pretrained(folder, {"input": {"form": FORM, "components": 3, **entry}})
     return str(folder)
 
@@ -92,6 +115,31 @@ def test_a_network_that_says_nothing_leaves_the_closed_form(tmp_path):
     json.dumps(facts)
 
 
+def test_the_start_is_part_of_the_correction(tmp_path):
+    """With a network that says nothing, what weights of one fact of one form's plane mean can be written out."""
+    _, scene = make_scene(rows=96)
+    folder = weights(tmp_path / "w", SMALL_MBFN, scale=0.0)
+    method = S3RNet({"weights": folder, "precision": "float32"})
+    plain = fused(method, scene)
+    model = from_pretrained(folder)
+    model.start[READ.index(OTHER_PLANES[OTHER_FORMS.index("gsa")]), 0] = 0.5
+    model.save_pretrained(folder, {"input": {"form": FORM, "components": 3}})
+    method = S3RNet({"weights": folder, "precision": "float32"})
+    half = fused(method, scene)
+    gsa = load_method("gsa")({})
+    gsa.fit(scene, Control())
+    space = method.closed.subspace
+    towards = space.coefficients(
+        gsa.fuse(scene.tile((0, 96), (0, 96), gsa.halo)) - plain + space.mean[:, None, None]
+    )[:3]
+    expected = consistent(0.5 * towards, 4, method.closed.mtf_gain, method.closed.trust[:3])
+    found = space.coefficients(half - plain + space.mean[:, None, None])[:3]
+    inner = slice(16, -16)
+    assert float(towards[:, inner, inner].std()) > 0
+    error = (found - expected)[:, inner, inner].std() / expected[:, inner, inner].std()
+    assert float(error) < 0.05
+
+
 def test_nodata_leaves_finite_values(tmp_path):
     _, scene = make_scene(hole=True)
     out = fused(S3RNet({"weights": weights(tmp_path / "w", SMALL_MBFN)}), scene)
@@ -120,6 +168,8 @@ def test_wrong_weights_are_refused(tmp_path):
     refused(S3RNet, tmp_path / "older", "another input: 'subspace-1'")
     weights(tmp_path / "planes", dataclasses.replace(SMALL_MBFN, guide_bands=4))
     refused(S3RNet, tmp_path / "planes", "other planes")
+    weights(tmp_path / "start", dataclasses.replace(SMALL_MBFN, start=(3, 4)))
+    refused(S3RNet, tmp_path / "start", "other planes")
     path = folder / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-50])
     refused(S3RNet, folder, "damaged or incomplete")

@@ -19,6 +19,7 @@ from hypersharp.backend.methods.learned_planes import (
     Subspace,
     component_statistics,
     consistent,
+    expanded_scene,
     make_planes,
     nonlinear_share,
     read_output,
@@ -46,8 +47,15 @@ SETTINGS = TrainSettings(steps=12, side=24, validate_every=4, seed=3)
 
 
 def fused_by(name, scene):
-    options = {"lmmse-local": {"prior": 0.1}, "lmmse-global": {"prior": 4.0}}.get(name, {})
-    method = load_method(name.split("-")[0])(options)
+    method_id, options = {
+        "lmmse-local": ("lmmse", {"prior": 0.1}),
+        "lmmse-global": ("lmmse", {"prior": 4.0}),
+        "lmmse-nominal": ("lmmse", {"register": False}),
+        "lmmse-expanded": ("lmmse", {}),
+    }.get(name, (name, {}))
+    if name == "lmmse-expanded":
+        scene, _ = expanded_scene(scene, Control())
+    method = load_method(method_id)(options)
     method.fit(scene, Control())
     return method.fuse(scene.tile((0, scene.shape[0]), (0, scene.shape[1]), method.halo))
 
