@@ -262,7 +262,7 @@ METHODS: dict[str, MethodInfo] = {
             "s3rnet",
             "S3RNet (multi-branch network)",
             "learned",
-            "A network corrects lmmse and weighs it against other closed forms: a little better, slower.",
+            "A network corrects lmmse and weighs it against ten other forms: a little better, slower.",
             "Lee et al., IGARSS 2025, arXiv 2501.07953",
             "learned:S3RNet",
             needs_weights=True,
