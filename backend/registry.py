@@ -267,7 +267,7 @@ METHODS: dict[str, MethodInfo] = {
             "learned:S3RNet",
             needs_weights=True,
             relative_cost=2.5,
-            network_seconds=52.0,
+            network_seconds=123.0,
             adapt_seconds=0.3,
         ),
         MethodInfo(
@@ -279,7 +279,7 @@ METHODS: dict[str, MethodInfo] = {
             "learned:CSAKD",
             needs_weights=True,
             relative_cost=2.5,
-            network_seconds=42.0,
+            network_seconds=98.0,
             adapt_seconds=0.15,
         ),
         MethodInfo(
@@ -291,7 +291,7 @@ METHODS: dict[str, MethodInfo] = {
             "learned:CSAKDTeacher",
             needs_weights=True,
             relative_cost=2.5,
-            network_seconds=52.0,
+            network_seconds=123.0,
             adapt_seconds=0.3,
         ),
         MethodInfo(
@@ -303,7 +303,7 @@ METHODS: dict[str, MethodInfo] = {
             "learned:HyFusionMethod",
             needs_weights=True,
             relative_cost=2.5,
-            network_seconds=68.0,
+            network_seconds=156.0,
             adapt_seconds=0.5,
         ),
         MethodInfo(
@@ -316,7 +316,7 @@ METHODS: dict[str, MethodInfo] = {
             needs=("diffusers",),
             needs_weights=True,
             relative_cost=2.5,
-            network_seconds=130.0,
+            network_seconds=145.0,
             adapt_seconds=1.0,
             options=(
                 MethodOption(
