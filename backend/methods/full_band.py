@@ -152,15 +152,9 @@ def load_full_band(folder: Path, network: type[PretrainedModel]) -> tuple[Pretra
             ErrorCode.NO_WEIGHTS,
         )
     sizes = config.hs_bands, config.guide_bands, config.out_bands or config.hs_bands
-    if (
-        sizes != (takes.hs_bands, takes.guide_bands, takes.hs_bands)
-        or config.ratio
-        not in (
-            None,
-            takes.ratio,
-        )
-        or model.start is not None
-    ):
+    ratios = None, takes.ratio
+    fits = sizes == (takes.hs_bands, takes.guide_bands, takes.hs_bands) and config.ratio in ratios
+    if not fits or model.start is not None:  # this form has nothing that a start could weigh
         raise HyperSharpError(
             f"the configuration in {folder} contradicts itself: its input names {takes}, its architecture does not",
             "download, convert or train the weights again",

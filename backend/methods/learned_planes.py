@@ -317,6 +317,8 @@ def _surroundings(fine: Tensor) -> Tensor:
 def with_start(output: Tensor, fine: Tensor, start: Tensor | None) -> Tensor:
     """Return a network's output with the weights added that it started from.
 
+    The sum of `start_facts`, weighed, written so that a tile's facts (25 planes of 27 each) need not be held.
+
     Args:
         output: `[K, OUTPUTS or more, rows, cols]`.
         fine: the fine planes that it was given.

@@ -49,8 +49,7 @@ def weights_card(
                 "photographs (docs/models.md)."
             )
     start = ""
-    fitted = data.get("start_examples") and not data.get("started_from")
-    if fitted and model.start is not None and outcome.history and outcome.history[0][0] == 0:
+    if data.get("start_examples") and model.start is not None and outcome.history[0][0] == 0:
         start = (
             f"\n* Start: {model.start.numel()} weights of the input planes, fitted by least squares to the first "
             f"{data['start_examples']} pairs;\n  alone {outcome.history[0][1]:+.2f} dB on the validation pairs."

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -70,7 +70,7 @@ def run_train(job: TrainJob, control: Control | None = None) -> Result:
     _check(job)
     device, note = choose_device(job.device)
     control.info(f"training on {note}")
-    control.plan({"reading": 1, "starting": 10, "training": 30})
+    control.plan({"reading": 1, **({"starting": 10} if _start_count(job) else {}), "training": 30})
     control.stage("reading", 1)
     make = full_band_setup if job.form == FULL_BAND else _subspace_setup
     setup = make(job, control, device)
@@ -200,9 +200,9 @@ def _subspace_setup(job: TrainJob, control: Control, device: torch.device) -> Se
         draw = prior_drawer()
     with reading_images():
         stream, validation, data = _from_cubes(job, draw) if job.cubes else _from_pair(job, control, draw)
-    if isinstance(stream, ExampleStream) and not (job.weights or job.resume):
-        _start(stream, _start_count(job), model, student, control)
-    rate = STARTED_RATE if isinstance(stream, ExampleStream) else TrainSettings.learning_rate
+        if isinstance(stream, ExampleStream) and not job.resume:  # what is resumed has its start already
+            _fit_start(stream, _start_count(job), (model, student), control)
+    rate = STARTED_RATE if job.cubes else TrainSettings.learning_rate
     settings = TrainSettings(**shared_settings(job), swt=preset.swt, learning_rate=rate)
     trainer = Trainer(model, stream, settings, validation, student, device)
     return Setup(trainer, data, {"form": FORM, "components": COMPONENTS}, SUBSPACE_INPUT)
@@ -269,8 +269,9 @@ def _from_cubes(
         "photographs": len(photographs),
         "photographed": stream.photographed,
         "pairs": asdict(pairs),
-        "start_examples": _start_count(job),
     }
+    if _start_count(job):
+        data["start_examples"] = _start_count(job)
     return stream, [seen.example(i) for i in range(VALIDATION_EXAMPLES)], data
 
 
@@ -286,27 +287,18 @@ def _from_pair(
 
 
 def _start_count(job: TrainJob) -> int:
-    return min(START_EXAMPLES, 2 * job.steps)
+    """Return to how many pairs the start is fitted: a pair has one example, weights bring their own start."""
+    return min(START_EXAMPLES, 2 * job.steps) if job.cubes and not job.weights else 0
 
 
-def _start(
-    stream: ExampleStream,
-    count: int,
-    model: PretrainedModel,
-    student: PretrainedModel | None,
-    control: Control,
+def _fit_start(
+    stream: ExampleStream, count: int, nets: Sequence[PretrainedModel | None], control: Control
 ) -> None:
-    """Fit the weights that the networks start from to the first examples, which training then goes on with."""
-    control.stage("starting", count)
-
-    def seen() -> Iterator[Example]:
-        for i in range(count):
-            control.check()
-            yield stream.example(i)
-            control.step()
-
-    start = fit_start(seen())
-    for net in (model, student):
+    """Give the networks the weights that fit the first examples best; training then goes on with these."""
+    if not count:
+        return
+    start = fit_start(control.steps(map(stream.example, range(count)), "starting", count))
+    for net in nets:
         if net is not None:
             net.start = start.clone()
 

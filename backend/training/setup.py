@@ -102,4 +102,6 @@ def taken_over(
             ErrorCode.NO_WEIGHTS,
         )
     student.load_state_dict(start.state_dict())
+    if start.start is not None:
+        model.start = start.start.clone()
     return model

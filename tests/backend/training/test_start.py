@@ -7,6 +7,7 @@ import json
 import pytest
 import torch
 from hypersharp.backend.control import Control
+from hypersharp.backend.errors import HyperSharpError
 from hypersharp.backend.job import TrainJob
 from hypersharp.backend.methods.learned_planes import (
     CONSTANT_PLANES,
@@ -33,6 +34,7 @@ from hypersharp.backend.training.examples import ExampleStream, correction_in_ba
 from hypersharp.backend.training.pairs import PairSettings
 from hypersharp.backend.training.presets import PRESETS, Preset, build
 from hypersharp.backend.training.run import run_train
+from hypersharp.backend.training.setup import taken_over
 from hypersharp.backend.training.start import fit_start, normal_equations, solved
 from hypersharp.backend.training.trainer import Trainer, TrainSettings
 
@@ -174,7 +176,7 @@ def test_what_was_best_before_the_first_step_is_kept(cubes):
     assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
 
 
-def test_training_begins_with_the_fit_and_resumes_without_it(cube_folder, tmp_path, monkeypatch):
+def test_training_begins_with_the_fit_and_goes_on_without_one(cube_folder, tmp_path, monkeypatch):
     monkeypatch.setitem(PRESETS, "s3rnet", Preset(TINY))
     monkeypatch.setattr(run, "START_EXAMPLES", 5)
     job = TrainJob(
@@ -195,8 +197,53 @@ def test_training_begins_with_the_fit_and_resumes_without_it(cube_folder, tmp_pa
 
     monkeypatch.setattr(run, "fit_start", refuse)
     more = dataclasses.replace(job, output=str(tmp_path / "more"), weights=str(tmp_path / "w"))
-    run_train(more)
+    assert "start_examples" not in run_train(more).metrics["training"]["data"]
     assert torch.equal(from_pretrained(tmp_path / "more").start, model.start)
+
+
+def test_a_resumed_run_has_its_start(cube_folder, tmp_path, monkeypatch):
+    monkeypatch.setitem(PRESETS, "s3rnet", Preset(TINY))
+    monkeypatch.setattr(run, "START_EXAMPLES", 5)
+    monkeypatch.setattr(run, "VALIDATION_EXAMPLES", 1)
+    job = TrainJob(
+        output=str(tmp_path / "w"), method="s3rnet", cubes=str(cube_folder), steps=3, validate_every=1, seed=2
+    )
+    stopped = Control(is_cancelled=lambda: (tmp_path / "w" / "stop").exists())
+    real = Trainer.validate
+
+    def validate(self):
+        if self.step:
+            (tmp_path / "w" / "stop").touch()
+        return real(self)
+
+    monkeypatch.setattr(Trainer, "validate", validate)
+    run_train(job, stopped)
+    start = from_pretrained(tmp_path / "w").start
+    assert start.any()
+    (tmp_path / "w" / "stop").unlink()
+    monkeypatch.setattr(Trainer, "validate", real)
+    monkeypatch.setattr(run, "fit_start", None)
+    result = run_train(dataclasses.replace(job, resume=True))
+    assert result.metrics["training"]["outcome"]["steps"] == 3
+    assert torch.equal(from_pretrained(tmp_path / "w").start, start)
+
+
+def test_a_teacher_that_begins_anew_has_its_students_start():
+    student, teacher, weights = build(TINY), build(TINY), build(TINY)
+    weights.start = some_weights()
+    assert taken_over(teacher, student, weights) is teacher
+    assert torch.equal(student.start, weights.start) and torch.equal(teacher.start, weights.start)
+
+
+def test_cubes_of_which_no_pair_can_be_drawn_are_refused_with_a_word(cube_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(run, "VALIDATION_EXAMPLES", 0)
+
+    def nothing(self, index):
+        raise ValueError("no usable training pair could be drawn: flat")
+
+    monkeypatch.setattr(ExampleStream, "example", nothing)
+    with pytest.raises(HyperSharpError, match="cannot be trained on"):
+        run_train(TrainJob(output=str(tmp_path / "w"), method="s3rnet", cubes=str(cube_folder), steps=2))
 
 
 def test_all_forms_have_their_planes():
