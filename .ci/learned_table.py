@@ -27,6 +27,7 @@ import quality_table as quality
 from hypersharp.backend.control import Control
 from hypersharp.backend.io.source import TensorSource
 from hypersharp.backend.job import DEFAULT_MTF_GUIDE, DEFAULT_MTF_HS
+from hypersharp.backend.methods.kernel_regression import WEIGHTS as KERNEL
 from hypersharp.backend.metrics.sets import FullReferenceSet
 from hypersharp.backend.models.pretrained import read_config
 from hypersharp.backend.pair import Pair
@@ -82,7 +83,7 @@ def check_kept_out():
 def weights_word(method):
     """Return a word that changes with the code and the weights behind a method's results."""
     word = quality.digest(method)
-    names = shipped_for(method)[:1] if METHODS[method].needs_weights else []
+    names = [*shipped_for(method)[:1], KERNEL] if METHODS[method].needs_weights else []
     if names and METHODS[method].needs:  # the diffusion prior's denoiser
         names.append("prior")
     for name in names:

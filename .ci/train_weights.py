@@ -4,8 +4,8 @@
     .venv/bin/python .ci/train_weights.py [--methods csakd,hyfusion,mpsrnet-diff] [--steps N]
 
 Each ends in build/weights/METHOD; a run that was stopped goes on where it was. `--install` copies what is there into
-resources/weights: csakd's teacher becomes s3rnet, whose network and training it is. The denoiser of mpsrnet-diff's
-prior has a script of its own (train_prior.py) and comes first.
+resources/weights: csakd's teacher becomes s3rnet, whose network and training it is. Kernel regression
+(train_kernel.py) and the denoiser of mpsrnet-diff's prior (train_prior.py) have scripts of their own and come first.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from hypersharp.backend.weights import SHIPPED
 from learned_table import HELD_OUT
 
 VALIDATED_ON = ["aviris_abu_urban-1", "aviris_abu_airport-2", "aviris_abu_beach-2"]
-STEPS = {"csakd": 700, "hyfusion": 300, "mpsrnet-diff": 300}
+STEPS = {"csakd": 400, "hyfusion": 200, "mpsrnet-diff": 200}
 """With more steps on so few cubes, gains on what is trained on grow and those on validation fall (docs/models.md)."""
 SCENES_A_STEP = 4
 BUILT = quality.ROOT / "build" / "weights"

@@ -88,7 +88,7 @@ def interpolation_matrix(fine: Range, coarse: Range, ratio: int, coarse_size: in
 
 @lru_cache(maxsize=256)
 def decimation_matrix(
-    coarse: Range, fine: Range, ratio: int, fine_size: int, mtf_gain: float | None
+    coarse: Range, fine: Range, ratio: int, fine_size: int, mtf_gain: float | None, shift: float = 0.0
 ) -> Tensor:
     """Return "filter with the PSF, then sample at coarse centres" as `[len(coarse), len(fine)]`.
 
@@ -98,6 +98,7 @@ def decimation_matrix(
         ratio: fine pixels per coarse pixel.
         fine_size: fine pixels of the whole scene along this axis (its border is replicated).
         mtf_gain: gain of the MTF at Nyquist; None for the plain mean over each coarse pixel's own block.
+        shift: fine pixels by which the ground of the coarse grid lies further along the fine one; with a PSF only.
     """
     start = torch.arange(*coarse)[:, None] * ratio
     if mtf_gain is None:
@@ -105,8 +106,9 @@ def decimation_matrix(
         weights = torch.full(indices.shape, 1.0 / ratio, dtype=torch.float64)
         return _place(indices, weights, fine, fine_size)
     reach = psf_reach(ratio, mtf_gain)
-    offset = torch.arange(-reach, ratio + reach)
-    distance = offset.to(torch.float64) - (ratio - 1) / 2.0
+    moved = math.floor(shift)
+    offset = torch.arange(-reach, ratio + reach + (shift != moved)) + moved
+    distance = offset.to(torch.float64) - (ratio - 1) / 2.0 - shift
     kernel = torch.exp(-0.5 * (distance / gaussian_sigma(ratio, mtf_gain)) ** 2)
     kernel = kernel / kernel.sum()
     indices = start + offset[None, :]

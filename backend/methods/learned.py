@@ -31,9 +31,8 @@ from .learned_planes import (
     OUTPUTS,
     START_SHAPE,
     SURROUNDINGS,
-    component_statistics,
     consistent,
-    make_planes,
+    draft_planes,
     prior_planes,
     read_output,
     with_start,
@@ -104,7 +103,7 @@ class LearnedFusion(FusionMethod):
             self.precision = inference_precision(scene.device, self.model.convolutional)
         self._make_ready(scene, control)
         self.closed: ClosedForm = fit_closed_form(scene, control)
-        self.statistics = component_statistics(scene, self.closed.subspace, control)
+        self.statistics = self.closed.statistics
         if self.steps:
             from ..training.adapt import adapt
 
@@ -175,6 +174,8 @@ class LearnedFusion(FusionMethod):
         prior = None
         if tell is not None:
             tell(CLOSED_FORM, image[own])
+        image = self.closed.completed(image, wide, min(self.components, len(self.closed.trust)))
+        self._control.check()
         if self.prior is not None:
             drawn = self.prior.refine(image, wide.rows, wide.cols)
             prior = subspace.coefficients(drawn)
@@ -220,24 +221,25 @@ class LearnedFusion(FusionMethod):
         seen = grown(tile.guide_mask, FILL_REACH)[top : top + guide.shape[1], left : left + guide.shape[2]]
         mean = self.statistics.guide_mean.to(guide)[:, None, None]
         guide = torch.where(seen, guide, mean)
-        planes = make_planes(estimate[:k], coarse, guide, others, self.statistics, ratio, gain)
-        inputs = [planes.coarse, planes.fine]
+        draft = draft_planes(estimate[:k], coarse, guide, others, self.statistics, ratio, gain)
         seen_prior = None
         if prior is not None:
-            seen_prior = prior_planes(prior[:k], estimate[:k], self.statistics, planes.unit, ratio, gain)
-            inputs.append(seen_prior)
+            seen_prior = prior_planes(prior[:k], estimate[:k], self.statistics, draft.unit, ratio, gain)
         origin = (tile.rows[0], tile.cols[0])
         # One component at a time: that bounds the memory, and on a CPU it is no slower.
-        parts = []
-        half = PRECISIONS[self.precision]
-        layout = torch.channels_last
-        with torch.autocast(tile.hs.device.type, half or torch.bfloat16, enabled=half is not None):
-            for i in range(k):
-                self._control.check()
-                one = [x[i : i + 1].contiguous(memory_format=layout) for x in inputs]
-                parts.append(self._run(one, origin).float())
-        output = with_start(torch.cat(parts), planes.fine, self.model.start)
-        correction = read_output(output, planes.fine, seen_prior) * planes.unit[:, None, None]
+        correction = torch.empty_like(estimate[:k])
+        half, first = PRECISIONS[self.precision], draft.first
+        for i in range(k):
+            self._control.check()
+            fine = draft.fine(i)
+            own_prior = None if seen_prior is None else seen_prior[i : i + 1]
+            planes = [draft.coarse[i : i + 1], fine] + ([] if own_prior is None else [own_prior])
+            inputs = [x.contiguous(memory_format=torch.channels_last) for x in planes]
+            with torch.autocast(tile.hs.device.type, half or torch.bfloat16, enabled=half is not None):
+                output = self._run(inputs, origin).float()
+            del inputs
+            output = with_start(output, fine, self.model.start, first)
+            correction[i] = read_output(output, fine, own_prior)[0] * draft.unit[i]
         return consistent(correction, ratio, gain, self.closed.trust[:k])
 
     def _run(self, inputs: list[Tensor], origin: tuple[int, int]) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from copy import copy
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
@@ -13,14 +13,18 @@ from torch import Tensor
 from ..control import Control
 from ..scene import Scene, Tile
 from .base import FusionMethod
-from .bayes import Bayes
 from .gsa import GSA
-from .hysure import HySure
-from .learned_planes import OTHER_FORMS, Subspace, expanded, expanded_scene
+from .kernel_regression import KERNEL_COMPONENTS, KernelRegression
+from .learned_planes import (
+    KERNEL_FORM,
+    OTHER_FORMS,
+    ComponentStatistics,
+    Subspace,
+    component_statistics,
+    consistent,
+)
 from .lmmse import LMMSE
-from .mtf_glp_fs import MtfGlpFs
 from .sfim_hs import SfimHs
-from .sylvester import Sylvester
 
 
 @dataclass(frozen=True)
@@ -31,26 +35,17 @@ class _Form:
         method: its class.
         options: that differ from the method's defaults.
         refit: False where it is the closed form itself with options that its fit does not depend on.
-        expanded: whether it sees the guide's logarithms beside the guide.
     """
 
     method: type[FusionMethod]
     options: Mapping[str, Any] = field(default_factory=dict)
     refit: bool = True
-    expanded: bool = False
 
 
 _FORMS = {
-    "hysure": _Form(HySure),
-    "sylvester": _Form(Sylvester),
-    "bayes": _Form(Bayes),
     "lmmse-local": _Form(LMMSE, {"prior": 0.1}, refit=False),
-    "lmmse-global": _Form(LMMSE, {"prior": 4.0}, refit=False),
     "gsa": _Form(GSA),
-    "lmmse-expanded": _Form(LMMSE, expanded=True),
     "sfim-hs": _Form(SfimHs),
-    "mtf-glp-fs": _Form(MtfGlpFs),
-    "lmmse-nominal": _Form(LMMSE, {"register": False}),
 }
 
 
@@ -61,21 +56,23 @@ class ClosedForm:
     Attributes:
         method: the method itself.
         subspace: the basis that it works in.
+        statistics: of its components.
         trust: `[K]`, share of each coarse coefficient that is signal, 0 to 1.
-        others: the fitted methods of `OTHER_FORMS`, in that order.
-        guide_mean: `[guide bands]`, means of the guide over the scene.
+        kernel: the fitted kernel regression.
+        others: the other fitted methods of `OTHER_FORMS`, by name.
     """
 
     method: LMMSE
     subspace: Subspace
+    statistics: ComponentStatistics
     trust: Tensor
-    others: list[FusionMethod]
-    guide_mean: Tensor
+    kernel: KernelRegression
+    others: dict[str, FusionMethod]
 
     @property
     def halo(self) -> int:
         """Coarse pixels around a tile that its image and the others' depend on."""
-        return max(self.method.halo, *(other.halo for other in self.others))
+        return max(self.method.halo, *(other.halo for other in self.others.values()))
 
     def registered(self, tile: Tile) -> Tile:
         """Return the tile with its guide in register and the PSF that was found."""
@@ -90,19 +87,40 @@ class ClosedForm:
         """Return the closed form's result, `[bands, rows, cols]`."""
         return self.method.fuse(tile)
 
+    def completed(self, image: Tensor, tile: Tile, count: int) -> Tensor:
+        """Return the closed form's result with kernel regression's instead of its coefficients from `count` on.
+
+        Networks correct the first coefficients alone; those after them are as regression has them, but for what the HS
+        sensor would see.
+
+        Args:
+            image: the closed form's result, `[bands, rows, cols]`.
+            tile: of whole coarse pixels, that it was made of.
+            count: coefficients to leave.
+        """
+        part = self._part(count, min(KERNEL_COMPONENTS, len(self.trust)))
+        kept = len(part.projector)
+        if not kept:
+            return image
+        found = self.kernel.coefficients(tile, count + kept)[count:]
+        trust = self.trust[count : count + kept]
+        change = consistent(found - part.coefficients(image), tile.ratio, self.mtf_gain, trust)
+        return image + part.lift(change)
+
     def other_coefficients(self, tile: Tile, count: int) -> list[Tensor]:
         """Return the first coefficients of the other forms' results, each `[count, rows, cols]`."""
-        subspace = self.subspace
-        part = Subspace(subspace.basis[:, :count], subspace.projector[:count], subspace.mean)
-        wide = replace(tile, guide=expanded(tile.guide, self.guide_mean), _lowpass={})
-        return [
-            part.coefficients(other.fuse(wide if _FORMS[name].expanded else tile))
-            for name, other in zip(OTHER_FORMS, self.others)
-        ]
+        part = self._part(0, count)
+        regressed = self.kernel.coefficients(tile, max(count, min(KERNEL_COMPONENTS, len(self.trust))))
+        found = {name: part.coefficients(other.fuse(tile)) for name, other in self.others.items()}
+        return [*({KERNEL_FORM: regressed[:count], **found}[name] for name in OTHER_FORMS)]
+
+    def _part(self, start: int, stop: int) -> Subspace:
+        own = self.subspace
+        return Subspace(own.basis[:, start:stop], own.projector[start:stop], own.mean)
 
 
-def fit_closed_form(scene: Scene, control: Control) -> ClosedForm:
-    """Fit the closed form and the others to a scene.
+def fit_base(scene: Scene, control: Control) -> tuple[LMMSE, Subspace, ComponentStatistics]:
+    """Fit the closed form alone; return it, its basis and what is known of its components.
 
     Raises:
         ValueError: no coarse pixel is valid in both images.
@@ -111,16 +129,28 @@ def fit_closed_form(scene: Scene, control: Control) -> ClosedForm:
     method.fit(scene, control)
     own = method.subspace
     subspace = Subspace(own.decode.float(), own.encode.float(), own.mean.float())
+    return method, subspace, component_statistics(scene, subspace, control)
+
+
+def fit_closed_form(scene: Scene, control: Control) -> ClosedForm:
+    """Fit the closed form and the others to a scene.
+
+    Raises:
+        ValueError: no coarse pixel is valid in both images.
+        HyperSharpError: code `no_weights`; what kernel regression has learned is missing or damaged.
+    """
+    method, subspace, statistics = fit_base(scene, control)
     silent = control.silent()  # what they would warn of, the closed form has warned of
-    wide, guide_mean = expanded_scene(scene, silent)
-    others: list[FusionMethod] = []
-    for name in OTHER_FORMS:
-        form = _FORMS[name]
+    kernel = KernelRegression(method, subspace, statistics)
+    kernel.fit(scene, control)
+    others: dict[str, FusionMethod] = {}
+    for name, form in _FORMS.items():
         if form.refit:
             other = form.method(form.options)
-            other.fit(wide if form.expanded else scene, silent)
+            other.fit(scene, silent)
         else:
             other = copy(method)
             other.parameters = {**method.parameters, **form.options}
-        others.append(other)
-    return ClosedForm(method, subspace, method.reliability.clamp(0, 1).float(), others, guide_mean)
+        others[name] = other
+    trust = method.reliability.clamp(0, 1).float()
+    return ClosedForm(method, subspace, statistics, trust, kernel, others)

@@ -22,24 +22,13 @@ from ..io.source import Source
 from ..scene import MomentAccumulator, Scene
 from .injection import ridge_solve
 
-FORM = "subspace-3"
+FORM = "subspace-4"
 """Name of this contract in config.json; weights of another one are refused."""
-OTHER_FORMS = (
-    "hysure",
-    "sylvester",
-    "bayes",
-    "lmmse-local",
-    "lmmse-global",
-    "gsa",
-    "lmmse-expanded",
-    "sfim-hs",
-    "mtf-glp-fs",
-    "lmmse-nominal",
-)
-"""Results that a network may lean towards: posterior means under a linear model with blur and noise, each under another
-prior; injections of the guide's detail that know of no noise; and the closed form itself with gains that are all but
-local, or all but the same everywhere, with the guide's logarithms beside the guide, and with PSF and register as told.
-What they get wrong is not what `lmmse` gets wrong."""
+KERNEL_FORM = "kernel"
+OTHER_FORMS = (KERNEL_FORM, "lmmse-local", "gsa", "sfim-hs")
+"""Results that a network may lean towards: kernel regression on learned features; the closed form itself with gains
+that are all but local; and injections of the guide's detail that know of no noise. What they get wrong is not what
+`lmmse` gets wrong."""
 COARSE_PLANES = 7
 ACTIVITY_PLANE = 8
 """Fine plane of what all components do together."""
@@ -135,6 +124,8 @@ class ComponentStatistics:
         guide_axis: `[guide bands]`, the guide's first principal axis, scaled to unit variance, of the sign that
             makes it a brightness.
         sign: of the covariance of the coefficients and that axis: -1 or 1.
+        expanded_mean, expanded_covariance: `[2 guide bands]` and its square, float64: moments of the degraded guide
+            and its logarithms (see `expanded`).
     """
 
     scale: Tensor
@@ -147,6 +138,8 @@ class ComponentStatistics:
     guide_mean: Tensor
     guide_axis: Tensor
     sign: Tensor
+    expanded_mean: Tensor
+    expanded_covariance: Tensor
 
 
 def expanded(guide: Tensor, mean: Tensor) -> Tensor:
@@ -250,6 +243,8 @@ def component_statistics(scene: Scene, subspace: Subspace, control: Control) -> 
         mean[k:end].float(),
         axis.float(),
         sign.float(),
+        mean[k:],
+        covariance[k:, k:],
     )
 
 
@@ -301,7 +296,7 @@ def start_facts(fine: Tensor) -> Tensor:
     return torch.cat([told.expand(shape), own * told, _surroundings(fine)[:, None].expand(shape)], dim=2)
 
 
-def _surroundings(fine: Tensor) -> Tensor:
+def _surroundings(fine: Tensor, first: Tensor | None = None) -> Tensor:
     """Return what is the case around a pixel, `[K, OTHER_FORMS + 3, rows, cols]`.
 
     Logarithms of how large the other forms' planes are, the activity (0 to 1), the first component (how bright it is,
@@ -310,11 +305,11 @@ def _surroundings(fine: Tensor) -> Tensor:
     of_others = fine[:, list(TRUST_PLANES[-len(OTHER_FORMS) :])].clamp(1e-3, 1.0)
     sizes = 0.5 * (1.0 / of_others - 1.0 + SIZE_FLOOR**2).log()
     active = fine[:, ACTIVITY_PLANE : ACTIVITY_PLANE + 1]
-    first = fine[:1, :1].clamp(-BRIGHT, BRIGHT).expand_as(active)
+    first = (fine[:1, :1] if first is None else first).clamp(-BRIGHT, BRIGHT).expand_as(active)
     return torch.cat([sizes, active / (1 + active), first, first.square() / BRIGHT], dim=1)
 
 
-def with_start(output: Tensor, fine: Tensor, start: Tensor | None) -> Tensor:
+def with_start(output: Tensor, fine: Tensor, start: Tensor | None, first: Tensor | None = None) -> Tensor:
     """Return a network's output with the weights added that it started from.
 
     The sum of `start_facts`, weighed, written so that a tile's facts (25 planes of 27 each) need not be held.
@@ -323,13 +318,14 @@ def with_start(output: Tensor, fine: Tensor, start: Tensor | None) -> Tensor:
         output: `[K, OUTPUTS or more, rows, cols]`.
         fine: the fine planes that it was given.
         start: `START_SHAPE`; None for none.
+        first: the first component's first plane, `[1, 1, rows, cols]`; None where `fine` begins with that component.
     """
     if start is None:
         return output
     constants, count = list(CONSTANT_PLANES), 1 + len(CONSTANT_PLANES)
     told = torch.cat([torch.ones_like(fine[:, :1, 0, 0]), fine[:, constants, 0, 0]], dim=1)
     alone, trusted, local = start.to(fine).split((count, count, START_SHAPE[1] - 2 * count), dim=1)
-    weights = torch.einsum("jm,kmyx->kjyx", local, _surroundings(fine))
+    weights = torch.einsum("jm,kmyx->kjyx", local, _surroundings(fine, first))
     own = fine[:, list(TRUST_PLANES)][:, list(TRUST_OF)]
     weights = torch.addcmul(weights, (told @ trusted.T)[:, :, None, None], own)
     weights = weights + (told @ alone.T)[:, :, None, None]
@@ -414,7 +410,64 @@ def make_planes(
     ratio: int,
     gain: float,
 ) -> Planes:
-    """Return the planes of the first K components.
+    """Return the planes of the first K components, all at once; see `draft_planes`."""
+    draft = draft_planes(estimate, coarse, guide, others, statistics, ratio, gain)
+    fine = torch.cat([draft.fine(k) for k in range(len(estimate))])
+    return Planes(draft.coarse, fine, draft.unit)
+
+
+@dataclass
+class PlaneDraft:
+    """What the planes are made of, before they are put together component by component: all at once they are large.
+
+    Attributes:
+        coarse, unit: see `Planes`.
+        parts: the fine planes up to those of the other forms, each `[K, rows, cols]` (or of one column, row or
+            component where they are the same everywhere).
+        others: the other forms' coefficients, each `[K or more, rows, cols]`.
+        estimate: the closed form's, of settled signs, `[K, rows, cols]`.
+        signs, other_unit: of the others' differences, `[K, 1, 1]`.
+    """
+
+    coarse: Tensor
+    unit: Tensor
+    parts: list[Tensor]
+    others: Sequence[Tensor]
+    estimate: Tensor
+    signs: Tensor
+    other_unit: Tensor
+
+    @property
+    def first(self) -> Tensor:
+        """How bright it is: the first component's first plane, `[1, 1, rows, cols]`."""
+        return self.parts[0][:1, None].clamp(-LIMIT, LIMIT)
+
+    def fine(self, k: int) -> Tensor:
+        """Return the fine planes of a component, `[1, FINE_PLANES, rows, cols]`."""
+        shape = self.estimate.shape[1:]
+        fine = self.estimate.new_empty(1, FINE_PLANES, *shape)
+        for i, part in enumerate(self.parts):
+            fine[0, i] = part[min(k, len(part) - 1)]
+        for i, other in zip(OTHER_PLANES, self.others):
+            fine[0, i] = (other[k] * self.signs[k] - self.estimate[k]) / self.other_unit[k]
+        fine[:, : SMOOTHED_PLANES[0]].clamp_(-LIMIT, LIMIT)
+        fine[:, list(SMOOTHED_PLANES)] = windowed_mean(fine[:, list(OTHER_PLANES)], SMOOTHING)
+        fine[:, list(TRUST_PLANES)] = 1.0 / (
+            1.0 + windowed_mean(fine[:, list(_TRUSTED)].square(), SURROUNDINGS)
+        )
+        return fine
+
+
+def draft_planes(
+    estimate: Tensor,
+    coarse: Tensor,
+    guide: Tensor,
+    others: Sequence[Tensor],
+    statistics: ComponentStatistics,
+    ratio: int,
+    gain: float,
+) -> PlaneDraft:
+    """Return what the planes of the first K components are made of.
 
     Args:
         estimate: the closed form's coefficients, `[K, rows * ratio, cols * ratio]`.
@@ -450,50 +503,44 @@ def make_planes(
     modulated = (interpolate(seen, ratio) - column(statistics.origin) * signs) * contrast(
         guide, statistics, ratio, gain
     )
-    edges = (axis - interpolate(axis_low, ratio)).expand_as(own)
+    edges = axis - interpolate(axis_low, ratio)
     # What all components do here together: where something happens at all.
-    activity = own.square().mean(dim=0, keepdim=True).sqrt().expand_as(own)
+    activity = own.square().mean(dim=0, keepdim=True).sqrt()
 
     remains = (1 - explained).clamp_min(0).sqrt().clamp_min(LEAST_UNIT)
-
-    def flat(values: Tensor, like: Tensor) -> Tensor:
-        return values.expand_as(like)
 
     constants = (explained, roughness, detail / scale)
     place = torch.arange(k, device=estimate.device, dtype=estimate.dtype)[:, None, None] / 8
     inverse_ratio = torch.full_like(place, 2.0 / ratio)
     guide_bands = torch.full_like(place, min(len(guide), MANY_BANDS) / MANY_BANDS)
-    fine = torch.stack(
-        [
-            estimate / scale,
-            own,
-            linear,
-            (own - linear) / remains,
-            (own - curved) / remains,
-            (own - modulated / detail) / remains,
-            sharpening(estimate) / detail,
-            edges * 2,
-            activity,
-            *(flat(c, own) for c in (*constants, place, inverse_ratio, guide_bands)),
-            *((other[:k] * signs - estimate) / (detail * remains) for other in others),
-        ],
-        dim=1,
-    ).clamp_(-LIMIT, LIMIT)
-    smoothed = windowed_mean(fine[:, list(OTHER_PLANES)], SMOOTHING)
-    trust = 1.0 / (1.0 + windowed_mean(fine[:, list(_TRUSTED)].square(), SURROUNDINGS))
-    fine = torch.cat([fine, smoothed, trust], dim=1)
+    parts = [
+        estimate / scale,
+        own,
+        linear,
+        (own - linear) / remains,
+        (own - curved) / remains,
+        (own - modulated / detail) / remains,
+        sharpening(estimate) / detail,
+        edges * 2,
+        activity,
+        *constants,
+        place,
+        inverse_ratio,
+        guide_bands,
+    ]
     small = torch.stack(
         [
             coarse / scale,
             (coarse - seen) / detail,
             (coarse - predicted_low) / scale,
             axis_low.expand_as(coarse),
-            *(flat(c, coarse) for c in constants),
+            *(c.expand_as(coarse) for c in constants),
         ],
         dim=1,
     )
     unit = (detail * remains * signs)[:, 0, 0]
-    return Planes(small.clamp(-LIMIT, LIMIT), fine, unit)
+    small = small.clamp(-LIMIT, LIMIT)
+    return PlaneDraft(small, unit, parts, others, estimate, signs, detail * remains)
 
 
 def consistent(correction: Tensor, ratio: int, gain: float, trust: Tensor) -> Tensor:

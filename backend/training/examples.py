@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..control import Control
 from ..methods.learned_base import fit_closed_form
-from ..methods.learned_planes import component_statistics, consistent, make_planes, prior_planes, read_output
+from ..methods.learned_planes import consistent, make_planes, prior_planes, read_output
 from ..scene import Scene
 from .cubes import Cube
 from .pairs import Dice, PairSettings, TrainingPair, draw_pair
@@ -33,7 +33,7 @@ class Example:
     Attributes:
         coarse, fine: see `learned_planes.Planes` (in half precision).
         basis: `[bands, K]`: what one unit of a component's correction does to the bands, each in units of the
-            closed form's root mean square error in it.
+            root mean square error in it of the closed form, completed beyond these components.
         error: `[bands, rows, cols]` half: the closed form's error in the same units, 0 where unknown.
         mask: `[rows, cols]`, True where the truth is known.
         ratio, gain: of the pair.
@@ -75,14 +75,14 @@ def make_example(pair: TrainingPair, components: int, draw_prior: DrawPrior | No
     Raises:
         HyperSharpError, ValueError: the closed form cannot be fitted (too few valid pixels).
     """
-    scene, control = pair.scene, Control()
-    closed = fit_closed_form(scene, control)
-    statistics = component_statistics(scene, closed.subspace, control)
+    scene = pair.scene
+    closed = fit_closed_form(scene, Control())
+    statistics = closed.statistics
     rows, cols = scene.shape
     tile = scene.tile((0, rows), (0, cols), closed.halo)
-    image = closed.image(tile)
+    k = min(components, len(closed.trust))
+    image = closed.completed(closed.image(tile), tile, k)
     estimate = closed.subspace.coefficients(image)
-    k = min(components, len(estimate))
     coarse = closed.subspace.coefficients(tile.hs)
     guide = closed.registered(tile).guide
     others = closed.other_coefficients(tile, k)
@@ -188,6 +188,10 @@ class ExampleStream:
         self.draw_prior = draw_prior
         self._kept: OrderedDict[int, Example] = OrderedDict()
 
+    def make(self, pair: TrainingPair, dice: Dice) -> Example:
+        """Return what a network learns from a pair."""
+        return make_example(pair, self.components, self.draw_prior)
+
     def example(self, index: int) -> Example:
         """Return example `index`; a draw that is no use (nodata, flat ground) is drawn again.
 
@@ -204,7 +208,7 @@ class ExampleStream:
                 if self.photographs:
                     cube = self._photographed(cube, Dice(generator))
                 pair = draw_pair(cube, self.settings, generator)
-                example = make_example(pair, self.components, self.draw_prior)
+                example = self.make(pair, Dice(generator))
             except (ValueError, RuntimeError, ArithmeticError) as error:
                 reason = str(error)
                 continue

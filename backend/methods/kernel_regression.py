@@ -1,0 +1,584 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Kernel regression of the HS image's coefficients on learned features of the fine images, solved on the scene itself.
+
+A Gaussian process whose kernels are learned, and whose data are this scene's own coarse pixels: with D the HS sensor's
+degradation and f(s) the features of a fine pixel s, coefficients are modelled as
+
+    x(s) = sum over kernels of GP(variance a_t * <f_t(s), f_t(s')> * exp(-|s - s'|^2 / (2 l_t^2)))
+    z    = D x + noise
+
+D is applied to the features, so that what is learned on coarse pixels holds for fine ones (change of support, as in
+area-to-point kriging, Kyriakidis, Geographical Analysis 36(3), 2004). Afterwards the guide's own equation, guide =
+A x + error, is met as far as it is known to hold. What the kernels are worth, and the features, is learned from pairs
+with a known truth (`training/kernel.py`); the regression itself is fitted to every scene anew, block by block.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Optional
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from ..control import Control
+from ..degradation import Range, coarse_support, decimation_matrix, gaussian_sigma, psf_reach, separable
+from ..models.kernel_features import KernelFeatures
+from ..models.pretrained import from_pretrained
+from ..scene import FILL_REACH, FULL_COVERAGE, MomentAccumulator, Scene, Tile
+from ..weights import SHIPPED
+from .injection import ridge_solve
+from .learned_planes import LIMIT, MANY_BANDS, ComponentStatistics, Subspace, expanded
+from .linear_model import ROUNDING
+from .lmmse import LMMSE
+from .subspace import coarse_windows, grown
+
+WEIGHTS = "kernel"
+"""Name of the shipped weights."""
+KERNEL_COMPONENTS = 12
+"""Coefficients that are regressed."""
+SMOOTH, EVERYWHERE = "smooth", math.inf
+TERMS: tuple[tuple[str, float], ...] = (
+    ("linear", EVERYWHERE),
+    ("linear", 1.0),
+    ("linear", 2.0),
+    ("linear", 6.0),
+    ("expanded", EVERYWHERE),
+    ("expanded", 3.0),
+    ("estimate", EVERYWHERE),
+    ("learned", EVERYWHERE),
+    ("learned", 4.0),
+    ("learned", 1.5),
+    (SMOOTH, 0.6),
+    (SMOOTH, 1.2),
+    (SMOOTH, 3.0),
+)
+"""Kernels: of which features (the guide, it and its logarithms, the closed form's coefficients, the learned ones, or
+none at all), and over how many coarse pixels they hold together."""
+GUIDE_INPUTS, ESTIMATE_INPUTS = 3, 6
+INPUTS = GUIDE_INPUTS + ESTIMATE_INPUTS + 2
+"""Planes that the features are made of: axes of the guide's logarithms, the closed form's coefficients, ratio and
+noise."""
+FACTS = 8
+"""Numbers that are known of a component: 1, explained share, roughness, detail over scale, place, ratio, guide bands,
+noise."""
+BLOCK, MARGIN, OVERLAP = 28, 6, 3
+"""Coarse pixels of a block at most, around it that are regressed on as well, and over which blocks blend."""
+JITTERS = (2e-4, 5e-3, 5e-2)
+"""Share of the kernels' variance that is added to the noise, tried in turn until the system can be solved."""
+LEAST_PIXELS = 16
+"""Valid coarse pixels that a block's regression needs."""
+CHUNK = 512
+"""Fine pixels that are predicted at once."""
+CACHE_BYTES = 96 * 2**20
+WEAK_AXIS = 1e-3
+"""Axes of the guide of less than this share of the first one's variance are left out."""
+LEAST_NOISE = 1e-4
+
+
+@dataclass
+class KernelBlock:
+    """What a block's regression sees; coefficients are centred and in units of their own coarse deviation.
+
+    Attributes:
+        image: `[INPUTS, rows, cols]` of the block's fine pixels with context.
+        fixed: features that are not learned, `[n, rows, cols]`, by name.
+        down: what degrades rows and columns to the coarse pixels, shift included: `[h, rows]`, `[w, cols]`.
+        valid: `[h, w]`, True where a coarse pixel takes part.
+        target: `[K, valid pixels]`.
+        noise: `[K]`, what is known of the target's noise variance.
+        facts: `[K, FACTS]`.
+        coarse_places, fine_places: (rows, cols): centres in coarse pixels of the HS grid, `[h]`, `[w]` and `[rows]`,
+            `[cols]`.
+        psf: variance of the PSF, in coarse pixels squared.
+        mixing: `[guide bands, K]`: the standardised guide of the coefficients.
+        unexplained: `[guide bands]`: variance that it leaves of the guide.
+        guide: `[guide bands, rows, cols]`: what of the standardised guide these coefficients have to explain.
+        centre, scale: `[K]`: coefficients = centre + scale * what is regressed.
+    """
+
+    image: Tensor
+    fixed: dict[str, Tensor]
+    down: tuple[Tensor, Tensor]
+    valid: Tensor
+    target: Tensor
+    noise: Tensor
+    facts: Tensor
+    coarse_places: tuple[Tensor, Tensor]
+    fine_places: tuple[Tensor, Tensor]
+    psf: float
+    mixing: Tensor
+    unexplained: Tensor
+    guide: Tensor
+    centre: Tensor
+    scale: Tensor
+
+    def features(self, model: KernelFeatures) -> dict[str, tuple[Tensor, Tensor]]:
+        """Return every kind of features on the coarse pixels, `[n, valid pixels]`, and on the fine ones."""
+        found = {}
+        for name, fine in {**self.fixed, "learned": model(self.image)}.items():
+            coarse = separable(*self.down, fine)[:, self.valid]
+            mean = coarse.mean(dim=1)
+            found[name] = coarse - mean[:, None], fine - mean[:, None, None]
+        return found
+
+
+def _nearness(
+    pixels: tuple[Tensor, Tensor], axes: tuple[Tensor, Tensor], valid: Tensor, variance: float
+) -> Tensor:
+    """Return `exp(-distance^2 / (2 variance))` between pixels and the valid coarse ones, `[pixels, valid pixels]`.
+
+    Args:
+        pixels: their places (rows, cols), `[pixels]`.
+        axes: places of the coarse rows and columns, `[h]` and `[w]`.
+        valid: `[h, w]`.
+        variance: in coarse pixels squared.
+    """
+    # A Gaussian is a product over the axes: few exponentials instead of one for each pair of pixels.
+    rows, cols = (
+        torch.exp((a[:, None] - b[None, :]).square() * (-0.5 / variance)) for a, b in zip(pixels, axes)
+    )
+    near = (rows[:, :, None] * cols[:, None, :]).flatten(1)
+    return near if bool(valid.all()) else near[:, valid.flatten()]
+
+
+def _smooth(pixels: tuple[Tensor, Tensor], block: KernelBlock, length: float, blurs: int) -> Tensor:
+    """Return the kernel of no features: a Gaussian one seen through Gaussian PSFs, so a wider and lower one.
+
+    Args:
+        pixels: see `_nearness`.
+        block: where they are.
+        length: of the kernel, in coarse pixels.
+        blurs: PSFs that it is seen through: 2 between coarse pixels, 1 to fine ones.
+    """
+    wide = length**2 + blurs * block.psf
+    return _nearness(pixels, block.coarse_places, block.valid, wide).mul_(length**2 / wide)
+
+
+def _coarse_kernels(block: KernelBlock, coarse: dict[str, Tensor]) -> Tensor:
+    """Return every kernel of `TERMS` between the coarse pixels, `[terms, valid pixels, valid pixels]`.
+
+    Args:
+        block: where they are.
+        coarse: their features, by name.
+    """
+    y, x = torch.nonzero(block.valid, as_tuple=True)
+    here = block.coarse_places[0][y], block.coarse_places[1][x]
+    products = {name: own.T @ own for name, own in coarse.items()}
+    found = []
+    for name, length in TERMS:
+        if name == SMOOTH:
+            found.append(_smooth(here, block, length, 2))
+        elif length == EVERYWHERE:
+            found.append(products[name])
+        else:
+            found.append(products[name] * _nearness(here, block.coarse_places, block.valid, length**2))
+    return torch.stack(found)
+
+
+def _predict(
+    fine: dict[str, Tensor],
+    coarse: dict[str, Tensor],
+    places: tuple[Tensor, Tensor],
+    block: KernelBlock,
+    weights: Tensor,
+) -> Tensor:
+    """Return the sum over kernels and coarse pixels at some fine pixels, `[pixels, K]`.
+
+    Args:
+        fine: features of the fine pixels, `[n, pixels]`, by name.
+        coarse: those of the coarse ones.
+        places: of the fine pixels, (rows, cols).
+        block: where they are.
+        weights: `[terms, valid pixels, K]`.
+    """
+    near = {
+        length: _nearness(places, block.coarse_places, block.valid, length**2)
+        for length in {length for name, length in TERMS if name != SMOOTH and length != EVERYWHERE}
+    }
+    products: dict[str, Tensor] = {}
+    found = torch.zeros(len(places[0]), weights.shape[2], device=weights.device)
+    for (name, length), weight in zip(TERMS, weights):
+        if name == SMOOTH:
+            found = found + _smooth(places, block, length, 1) @ weight
+        elif length == EVERYWHERE:
+            found = found + fine[name].T @ (coarse[name] @ weight)
+        else:
+            if name not in products:
+                products[name] = fine[name].T @ coarse[name]
+            found = found + (products[name] * near[length]) @ weight
+    return found
+
+
+def regress(
+    model: KernelFeatures,
+    block: KernelBlock,
+    rows: Tensor,
+    cols: Tensor,
+    check: Callable[[], None] = lambda: None,
+) -> Optional[Tensor]:
+    """Return the regressed coefficients of some fine pixels, `[K, pixels]`, centred and scaled; None if unsolvable.
+
+    Args:
+        model: the learned part.
+        block: the data.
+        rows, cols: the pixels, as indices into the block's fine ones, `[pixels]`.
+        check: called now and then, a few times a second; stops the work by raising.
+    """
+    strength, noise, spread, doubt = model.strengths(block.facts)
+    features = block.features(model)
+    coarse = {name: pair[0] for name, pair in features.items()}
+    check()
+    kernels = _coarse_kernels(block, coarse)
+    size = kernels.diagonal(dim1=1, dim2=2).mean(dim=1).clamp_min(1e-9)
+    strength = strength / size
+    alike = (strength @ kernels.flatten(1)).view(-1, *kernels.shape[1:])
+    del kernels
+    power = (strength * size).sum(dim=1).clamp_min(1.0)
+    factor = None
+    for jitter in JITTERS:
+        check()
+        own = block.noise + noise + jitter * power
+        system = alike + torch.diag_embed(own[:, None].expand(-1, alike.shape[1]))
+        factor, failed = torch.linalg.cholesky_ex(system)
+        if not bool(failed.any()) and bool(torch.isfinite(factor).all()):
+            break
+        factor = None
+    if factor is None:
+        return None
+    weights = torch.cholesky_solve(block.target[:, :, None], factor)[:, :, 0]
+    weights = (strength[:, :, None] * weights[:, None, :]).permute(1, 2, 0).contiguous()
+    parts = []
+    for start in range(0, len(rows), CHUNK):
+        check()
+        r, c = rows[start : start + CHUNK], cols[start : start + CHUNK]
+        there = block.fine_places[0][r], block.fine_places[1][c]
+        fine = {name: pair[1][:, r, c] for name, pair in features.items()}
+        parts.append(_predict(fine, coarse, there, block, weights))
+    result = torch.cat(parts).T
+    # The guide's own equation, as far as it holds: a linear-Gaussian update of each pixel.
+    spreads = block.mixing * spread
+    system = spreads @ block.mixing.T + torch.diag(block.unexplained * doubt + 1e-6)
+    left = block.guide[:, rows, cols] - block.mixing @ result
+    return result + spreads.T @ torch.linalg.solve(system, left)
+
+
+class KernelRegression:
+    """The regression of a whole scene, by blocks that blend into each other and do not depend on tiles.
+
+    Args:
+        closed: the fitted closed form.
+        subspace: its basis.
+        statistics: of the components.
+        model: the learned part; None for the shipped one.
+    """
+
+    def __init__(
+        self,
+        closed: LMMSE,
+        subspace: Subspace,
+        statistics: ComponentStatistics,
+        model: KernelFeatures | None = None,
+    ) -> None:
+        self.closed, self.subspace, self.statistics = closed, subspace, statistics
+        self._model = model
+        self._cache: OrderedDict[tuple[int, int, int], Tensor] = OrderedDict()
+
+    def fit(self, scene: Scene, control: Control) -> None:
+        """Learn how the guide depends on the coefficients, both in register; see `FusionMethod.fit`."""
+        self.scene, self.control = scene, control
+        self.model = (self._model or shipped_model()).to(scene.device)
+        registration, own = self.closed.registration, self.closed.subspace
+        moments = MomentAccumulator()
+        for window in coarse_windows(scene, own, self.closed.guide_mean, 0, control, registration):
+            keep = window.own(window.pair.mask)
+            joint = torch.cat([window.pair.coefficients, window.pair.guide])
+            moments.update(window.own(joint)[:, keep])
+        mean, covariance = moments.compute()
+        rank = own.rank
+        self.guide_mean = mean[rank:] + self.closed.guide_mean
+        rounding = (ROUNDING * self.guide_mean) ** 2 + 1e-30  # of a flat band nothing else is left
+        self.guide_scale = (covariance.diagonal()[rank:] + rounding).sqrt()
+        self.mean = mean[:rank]
+        cross = covariance[:rank, rank:] / self.guide_scale
+        self.mixing = ridge_solve(covariance[:rank, :rank], cross, 1e-4).T
+        left = 1.0 - 2 * (self.mixing * cross.T).sum(dim=1)
+        left = left + ((self.mixing @ covariance[:rank, :rank]) * self.mixing).sum(dim=1)
+        self.unexplained = left.clamp(0.0, 1.0)
+        self.axes, self.axis_mean = guide_axes(self.statistics)
+
+    def coefficients(self, tile: Tile, count: int) -> Tensor:
+        """Return the first coefficients of a tile, `[count, rows, cols]`."""
+        rows, cols = (
+            _touched(area, size, self.scene.ratio)
+            for area, size in zip((tile.rows, tile.cols), self.scene.coarse_shape)
+        )
+        shape = tile.rows[1] - tile.rows[0], tile.cols[1] - tile.cols[0]
+        out = torch.zeros(count, *shape, device=self.scene.device)
+        for row, row_block in rows:
+            for col, col_block in cols:
+                area = tuple(
+                    _predicted(block, size, self.scene.ratio)
+                    for block, size in zip((row_block, col_block), self.scene.coarse_shape)
+                )
+                common = tuple(
+                    (max(a[0], t[0]), min(a[1], t[1])) for a, t in zip(area, (tile.rows, tile.cols))
+                )
+                if any(c[0] >= c[1] for c in common):
+                    continue
+                values = self._solved(row, col, count, (row_block, col_block))
+                shares = [
+                    _share(block, size, self.scene.ratio)[c[0] - a[0] : c[1] - a[0]].to(values)
+                    for block, size, a, c in zip(
+                        (row_block, col_block), self.scene.coarse_shape, area, common
+                    )
+                ]
+                source = tuple(slice(c[0] - a[0], c[1] - a[0]) for a, c in zip(area, common))
+                place = tuple(slice(c[0] - t[0], c[1] - t[0]) for t, c in zip((tile.rows, tile.cols), common))
+                part = values[(slice(None), *source)] * shares[0][:, None] * shares[1][None, :]
+                out[(slice(None), *place)] += part
+        return out
+
+    def _solved(self, row: int, col: int, count: int, block: tuple[Range, Range]) -> Tensor:
+        """Return a block's coefficients on all the pixels that it predicts; the latest are kept."""
+        key = row, col, count
+        if key in self._cache:
+            self._cache.move_to_end(key)
+            return self._cache[key]
+        self.control.check()
+        found = self._solve(count, block)
+        self._cache[key] = found
+        held = sum(t.numel() * 4 for t in self._cache.values())
+        while held > CACHE_BYTES and len(self._cache) > 1:
+            held -= self._cache.popitem(last=False)[1].numel() * 4
+        return found
+
+    @torch.no_grad()
+    def _solve(self, count: int, block: tuple[Range, Range]) -> Tensor:
+        made, estimate, window = self.block(count, block)
+        area = [_predicted(b, s, self.scene.ratio) for b, s in zip(block, self.scene.coarse_shape)]
+        rows, cols = (torch.arange(a[0] - w[0], a[1] - w[0]) for a, w in zip(area, window))
+        own = estimate[:, rows[0] : rows[-1] + 1, cols[0] : cols[-1] + 1]
+        if made is None:
+            return own
+        y, x = torch.meshgrid(rows, cols, indexing="ij")
+        found = regress(self.model, made, y.flatten(), x.flatten(), self.control.check)
+        if found is None or not bool(torch.isfinite(found).all()):
+            return own
+        return (made.centre[:, None] + made.scale[:, None] * found).view(own.shape)
+
+    def block(
+        self, count: int, block: tuple[Range, Range]
+    ) -> tuple[KernelBlock | None, Tensor, tuple[Range, Range]]:
+        """Return what the regression of a block sees (None where too little is valid).
+
+        Args:
+            count: components.
+            block: coarse rows and columns.
+
+        Returns:
+            It, the closed form's coefficients `[count, rows, cols]`, and the fine rows and columns of both.
+        """
+        scene, registration = self.scene, self.closed.registration
+        ratio, gain = scene.ratio, registration.mtf_gain
+        shape = scene.coarse_shape
+        data = [(max(0, b[0] - MARGIN), min(s, b[1] + MARGIN)) for b, s in zip(block, shape)]
+        farthest = max(abs(s) for s in registration.shift)
+        context = math.ceil((psf_reach(ratio, gain) + farthest + self.model.reach) / ratio) + 1
+        window = [
+            tuple(ratio * n for n in coarse_support((d[0] * ratio, d[1] * ratio), ratio, s, context))
+            for d, s in zip(data, shape)
+        ]
+        tile = scene.tile(window[0], window[1], self.closed.halo)
+        all_estimates = self.subspace.coefficients(self.closed.fuse(tile))
+        top, left = tile.rows[0] - tile.fine_rows[0], tile.cols[0] - tile.fine_cols[0]
+        guide = tile.guide_core
+        seen = tile.guide_mask[top : top + guide.shape[1], left : left + guide.shape[2]]
+        near = grown(seen, FILL_REACH)
+        hs = [slice(d[0] - c[0], d[1] - c[0]) for d, c in zip(data, (tile.coarse_rows, tile.coarse_cols))]
+        coarse = self.subspace.coefficients(tile.hs[:, hs[0], hs[1]])[:count]
+        down = tuple(
+            decimation_matrix(d, w, ratio, s * ratio, gain, shift).to(guide)
+            for d, w, s, shift in zip(data, window, shape, registration.shift)
+        )
+        valid = tile.hs_mask[hs[0], hs[1]]
+        if not bool(seen.all()):
+            valid = valid & (separable(*down, seen.to(guide)[None])[0] >= FULL_COVERAGE)
+        if int(valid.sum()) < LEAST_PIXELS:
+            return None, all_estimates[:count], (window[0], window[1])
+        inside = coarse[:, valid]
+        centre, scale = inside.mean(dim=1), inside.std(dim=1)
+        scale = torch.maximum(scale, 1e-3 * self.statistics.scale[:count].to(scale)).clamp_min(1e-30)
+        noise = self.closed.subspace.component_noise[:count].to(scale) / scale.square()
+        mixing, mean = self.mixing.to(scale), self.mean.to(scale)
+        standard = (guide - self.guide_mean.to(guide)[:, None, None]) / self.guide_scale.to(guide)[
+            :, None, None
+        ]
+        rest = all_estimates[count:] - mean[count:, None, None]
+        missing = standard - torch.einsum("mk,kyx->myx", mixing[:, count:], rest)
+        missing = missing - (mixing[:, :count] @ (centre - mean[:count]))[:, None, None]
+        image, fixed = self._planes(guide, standard, all_estimates, near, noise)
+        return (
+            KernelBlock(
+                image,
+                fixed,
+                (down[0], down[1]),
+                valid,
+                (inside - centre[:, None]) / scale[:, None],
+                noise.clamp(0.0, 1e3),
+                self._facts(count, noise),
+                _places(data, 1, (0.0, 0.0), scale.device),
+                _places(window, ratio, registration.shift, scale.device),
+                (gaussian_sigma(ratio, gain) / ratio) ** 2,
+                mixing[:, :count] * scale,
+                self.unexplained.to(scale),
+                missing,
+                centre,
+                scale,
+            ),
+            all_estimates[:count],
+            (window[0], window[1]),
+        )
+
+    def _facts(self, count: int, noise: Tensor) -> Tensor:
+        known, k = self.statistics, torch.arange(count, device=noise.device)
+
+        def of(values: Tensor) -> Tensor:
+            return values[:count].to(noise)
+
+        same = torch.ones_like(noise)
+        return torch.stack(
+            [
+                same,
+                of(known.explained),
+                of(known.roughness),
+                of(known.detail) / of(known.scale),
+                k / 8,
+                same * 2.0 / self.scene.ratio,
+                same * min(self.scene.guide.bands, MANY_BANDS) / MANY_BANDS,
+                noise.clamp(LEAST_NOISE, 10.0).log() / 5,
+            ],
+            dim=1,
+        )
+
+    def _planes(
+        self, guide: Tensor, standard: Tensor, estimates: Tensor, near: Tensor, noise: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the network's planes and the features that are not learned, 0 where the guide is not known."""
+        known = self.statistics
+        column = (slice(None), None, None)
+        wide = expanded(guide, known.guide_mean)
+        deviation = known.expanded_covariance.diagonal().clamp_min(1e-30).sqrt().to(guide)[column]
+        relative = (wide - known.expanded_mean.to(guide)[column]) / deviation
+        axes = torch.einsum("am,myx->ayx", self.axes.to(guide), wide - self.axis_mean.to(guide)[column])
+        k = min(len(estimates), ESTIMATE_INPUTS)
+        units = (known.sign[:k] / known.scale[:k].clamp_min(1e-30)).to(guide)[column]
+        own = estimates[:k] * units
+        own = functional.pad(own, (0, 0, 0, 0, 0, ESTIMATE_INPUTS - k))
+        constants = torch.tensor(
+            [2.0 / self.scene.ratio, float(noise.clamp(LEAST_NOISE, 10.0).log().mean()) / 5]
+        )
+        flat = constants.to(guide)[column].expand(-1, *guide.shape[1:])
+
+        def safe(image: Tensor) -> Tensor:
+            return image.clamp(-LIMIT, LIMIT) * near
+
+        image = torch.cat([safe(axes), safe(own), flat])
+        logs = (
+            relative[len(guide) :]
+            * (known.expanded_covariance.diagonal()[len(guide) :] > 0).to(guide)[column]
+        )
+        sizes = own[:3].abs() / 0.6  # the deviation of the size of a normal number
+        return image, {
+            "linear": safe(standard),
+            "expanded": safe(torch.cat([standard, logs])),
+            "estimate": safe(torch.cat([own[:k], sizes[: min(k, 3)]])),
+        }
+
+
+@lru_cache(maxsize=1)
+def _shipped() -> KernelFeatures:
+    model = from_pretrained(SHIPPED / WEIGHTS, KernelFeatures)
+    assert isinstance(model, KernelFeatures)
+    return model
+
+
+def shipped_model() -> KernelFeatures:
+    """Return the learned part that ships.
+
+    Raises:
+        HyperSharpError: code `no_weights`; it is missing or damaged.
+    """
+    return _shipped()
+
+
+def guide_axes(statistics: ComponentStatistics) -> tuple[Tensor, Tensor]:
+    """Return what turns the guide and its logarithms into its first axes, `[GUIDE_INPUTS, 2 bands]`, and their mean.
+
+    Principal axes of the bands' logarithms (of the bands themselves where there is none), each band in units of its
+    deviation; axes of little variance are damped, missing ones 0. Signs make them brightnesses.
+    """
+    covariance, m = statistics.expanded_covariance, len(statistics.guide_mean)
+    variance = covariance.diagonal()
+    pick = torch.arange(m) + m * (variance[m:] > 1e-12)
+    deviation = variance[pick].clamp_min(1e-30).sqrt()
+    values, vectors = torch.linalg.eigh(covariance[pick][:, pick] / deviation[:, None] / deviation[None, :])
+    axes = torch.zeros(GUIDE_INPUTS, 2 * m, dtype=covariance.dtype)
+    first = values[-1].clamp_min(1e-12)
+    for i in range(min(m, GUIDE_INPUTS)):
+        value, vector = values[-1 - i], vectors[:, -1 - i]
+        if value <= WEAK_AXIS * first:
+            break
+        vector = vector if float(vector.sum()) >= 0 else -vector
+        axes[i, pick] = vector / deviation / value.sqrt() * (value / first) ** 0.25
+    return axes.float(), statistics.expanded_mean.float()
+
+
+def _places(
+    areas: list[Range], step: int, shift: tuple[float, float], device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Return the centres of the pixels of (rows, cols), in coarse pixels, `step` to a coarse one."""
+    rows, cols = (
+        (torch.arange(*area, device=device, dtype=torch.float32) + 0.5 - s) / step
+        for area, s in zip(areas, shift)
+    )
+    return rows, cols
+
+
+def _blocks(size: int) -> list[Range]:
+    """Return the blocks of an axis of so many coarse pixels."""
+    count = max(1, math.ceil(size / BLOCK))
+    edges = [round(size * i / count) for i in range(count + 1)]
+    return list(zip(edges, edges[1:]))
+
+
+def _predicted(block: Range, size: int, ratio: int) -> Range:
+    """Return the fine pixels that a block predicts."""
+    return max(0, block[0] - OVERLAP) * ratio, min(size, block[1] + OVERLAP) * ratio
+
+
+def _touched(area: Range, size: int, ratio: int) -> list[tuple[int, Range]]:
+    """Return the blocks, by number, that have a part in fine pixels."""
+    found = []
+    for number, block in enumerate(_blocks(size)):
+        start, stop = _predicted(block, size, ratio)
+        if start < area[1] and stop > area[0]:
+            found.append((number, block))
+    return found
+
+
+def _share(block: Range, size: int, ratio: int) -> Tensor:
+    """Return a block's share of each fine pixel that it predicts; neighbours' shares add up to 1."""
+    start, stop = _predicted(block, size, ratio)
+    place = (torch.arange(start, stop) + 0.5) / ratio
+    share = torch.ones(stop - start)
+    if block[0] > 0:
+        share = share * ((place - (block[0] - OVERLAP)) / (2 * OVERLAP)).clamp(0, 1)
+    if block[1] < size:
+        share = share * (((block[1] + OVERLAP) - place) / (2 * OVERLAP)).clamp(0, 1)
+    return share

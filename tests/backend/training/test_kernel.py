@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Training of what kernel regression has learned: examples, gains, that it learns, that it resumes to the same."""
+
+import dataclasses
+import json
+
+import pytest
+import torch
+from hypersharp.backend.control import Control
+from hypersharp.backend.methods.kernel_regression import FACTS, INPUTS, TERMS, WEIGHTS, KernelRegression
+from hypersharp.backend.methods.learned_base import fit_base
+from hypersharp.backend.models.kernel_features import KernelConfig, KernelFeatures
+from hypersharp.backend.models.pretrained import from_pretrained
+from hypersharp.backend.training.kernel import (
+    CONFIG,
+    KernelStream,
+    KernelTrainer,
+    kernel_gain,
+    make_kernel_example,
+)
+from hypersharp.backend.training.pairs import Dice, PairSettings, draw_pair
+from hypersharp.backend.training.trainer import TrainSettings
+from hypersharp.backend.weights import SHIPPED
+
+PAIRS = PairSettings(ratios=(2, 4), side=48, noise=0.3)
+TINY = KernelConfig(INPUTS, len(TERMS), FACTS, width=6, features=4, dilations=(1, 1))
+SETTINGS = TrainSettings(steps=6, examples=2, validate_every=3, mixed=False)
+
+
+def tiny(seed=0):
+    torch.manual_seed(seed)
+    return KernelFeatures(TINY)
+
+
+def example(cubes, seed=3, **changes):
+    settings = dataclasses.replace(PAIRS, ratios=(4,), **changes)
+    pair = draw_pair(cubes[0], settings, torch.Generator().manual_seed(seed))
+    return pair, make_kernel_example(pair, 3, Dice(torch.Generator().manual_seed(1)), tiny())
+
+
+def test_an_example_is_judged_as_the_image_is(cubes):
+    """The gain on a block is the rise of PSNR over the closed form of the image that the regression makes."""
+    pair, made = example(cubes, shift=0.0)
+    model = tiny()
+    method, subspace, statistics = fit_base(pair.scene, Control())
+    kernel = KernelRegression(method, subspace, statistics, model)
+    kernel.fit(pair.scene, Control())
+    assert made.block.valid.numel() == 144  # the scene is one block
+    tile = pair.scene.tile((0, 48), (0, 48), method.halo)
+    image = method.fuse(tile)
+    found = image + subspace.lift(kernel.coefficients(tile, 3) - subspace.coefficients(image)[:3])
+    truth = pair.truth[:, made.rows, made.cols]
+    before, after = ((x[:, made.rows, made.cols] - truth).square().mean(dim=1) for x in (image, found))
+    with torch.no_grad():
+        gain = float(kernel_gain(model, made))
+    assert gain == pytest.approx(float(10 * torch.log10(before / after).mean()), abs=0.02)
+
+
+def test_the_closed_form_itself_gains_nothing(cubes, monkeypatch):
+    _, made = example(cubes)
+    monkeypatch.setattr("hypersharp.backend.training.kernel.regress", lambda *_: made.estimate)
+    assert float(kernel_gain(tiny(), made)) == pytest.approx(0.0, abs=1e-5)
+    monkeypatch.setattr("hypersharp.backend.training.kernel.regress", lambda *_: None)
+    assert float(kernel_gain(tiny(), made)) == 0.0
+
+
+def test_it_learns(cubes):
+    stream = KernelStream(cubes[:3], PAIRS, 3, 5, window=6, renew=1000)
+    seen = [stream.example(i) for i in range(6)]
+    torch.manual_seed(0)
+    settings = dataclasses.replace(SETTINGS, steps=40, validate_every=40, learning_rate=4e-3, average=0.8)
+    run = KernelTrainer(KernelFeatures(TINY), stream, settings, seen)
+    before = run.gain()
+    outcome = run.run(Control())
+    assert outcome.gain_db > before + 0.1
+
+
+def test_a_resumed_run_ends_the_same(cubes, tmp_path):
+    def trainer():
+        stream = KernelStream(cubes[:3], PAIRS, 3, 5, window=4, renew=1)
+        seen = KernelStream(cubes[3:], PAIRS, 3, 6)
+        return KernelTrainer(tiny(), stream, SETTINGS, [seen.example(0)])
+
+    whole = trainer()
+    whole.run(Control())
+    first = trainer()
+    for _ in range(3):
+        first.train_step()
+    first.validate()
+    first.save(tmp_path / "state.safetensors")
+    second = trainer()
+    second.resume(tmp_path / "state.safetensors")
+    second.run(Control())
+    assert second.history == whole.history
+    for key, value in whole.model.state_dict().items():
+        assert torch.equal(second.model.state_dict()[key], value)
+
+
+def test_a_shifted_pair_is_judged_on_the_guides_ground(cubes):
+    """What is regressed lies on the guide's grid: no resampling of the result, so no loss by it."""
+    pair, made = example(cubes, seed=11, shift=1.0, noise=0.0)
+    assert any(abs(s) > 0.1 for s in pair.facts["shift"])
+    assert made.usable and float(kernel_gain(tiny(), made).detach()) > -3
+
+
+def test_blocks_with_hardly_a_valid_pixel_are_not_used(cubes):
+    cube = cubes[0]
+    mask = torch.zeros_like(cube.mask)
+    mask[:14, :14] = True
+    holed = dataclasses.replace(cube, image=cube.image * mask, mask=mask)
+    pair = draw_pair(holed, dataclasses.replace(PAIRS, ratios=(4,)), torch.Generator().manual_seed(0))
+    with pytest.raises(ValueError, match="valid pixel"):
+        make_kernel_example(pair, 3, Dice(torch.Generator().manual_seed(1)), tiny())
+
+
+def test_weights_are_saved_and_come_back(tmp_path):
+    model = tiny()
+    model.save_pretrained(tmp_path)
+    loaded = from_pretrained(tmp_path, KernelFeatures)
+    image, facts = torch.randn(INPUTS, 9, 7), torch.randn(3, FACTS)
+    assert torch.equal(loaded(image), model(image)) and loaded.reach == 2
+    for a, b in zip(loaded.strengths(facts), model.strengths(facts)):
+        assert torch.equal(a, b)
+
+
+def test_what_ships_was_not_trained_on_what_tables_measure_on():
+    config = json.loads((SHIPPED / WEIGHTS / "config.json").read_text(encoding="utf-8"))
+    data = config["training"]["data"]
+    used = data["cubes"] + data["validated_on"]
+    kept_out = ("aviris_abu_urban-4", "aviris_jasper_ridge", "aviris_moffett", "rosis_", "enmap_", "neon_")
+    assert used and not [name for name in used if name.startswith(kept_out)]
+    architecture = config["architecture"]
+    assert (architecture["inputs"], architecture["terms"], architecture["facts"]) == (
+        CONFIG.inputs,
+        CONFIG.terms,
+        CONFIG.facts,
+    )
