@@ -27,16 +27,26 @@ from torch import Tensor
 from torch.nn import functional
 
 from ..control import Control
-from ..degradation import Range, coarse_support, decimation_matrix, gaussian_sigma, psf_reach, separable
+from ..degradation import (
+    MIN_COVERAGE,
+    Range,
+    coarse_support,
+    decimation_matrix,
+    fill_invalid,
+    gaussian_sigma,
+    psf_reach,
+    separable,
+)
 from ..models.kernel_features import KernelFeatures
 from ..models.pretrained import from_pretrained
-from ..scene import FILL_REACH, FULL_COVERAGE, MomentAccumulator, Scene, Tile
+from ..scene import MomentAccumulator, Scene, Tile
 from ..weights import SHIPPED
+from .context import inner
 from .injection import ridge_solve
 from .learned_planes import LIMIT, MANY_BANDS, ComponentStatistics, Subspace, expanded
 from .linear_model import ROUNDING
 from .lmmse import LMMSE
-from .subspace import coarse_windows, grown
+from .subspace import coarse_windows
 
 WEIGHTS = "kernel"
 """Name of the shipped weights."""
@@ -73,6 +83,10 @@ JITTERS = (2e-4, 5e-3, 5e-2)
 """Share of the kernels' variance that is added to the noise, tried in turn until the system can be solved."""
 LEAST_PIXELS = 16
 """Valid coarse pixels that a block's regression needs."""
+FEATURE_FILL = 8
+"""Pixels by which what features are made of is extended into gaps, so that no feature sees their edges."""
+GAP_NOISE = 0.5
+"""Noise variance, in the target's own, of a coarse pixel whose ground is not known at all; less so for a part of it."""
 CHUNK = 512
 """Fine pixels that are predicted at once."""
 CACHE_BYTES = 96 * 2**20
@@ -92,6 +106,8 @@ class KernelBlock:
         valid: `[h, w]`, True where a coarse pixel takes part.
         target: `[K, valid pixels]`.
         noise: `[K]`, what is known of the target's noise variance.
+        spoilt: `[valid pixels]`, noise variance that gaps add.
+        known: `[rows, cols]`, True where both images are valid.
         facts: `[K, FACTS]`.
         coarse_places, fine_places: (rows, cols): centres in coarse pixels of the HS grid, `[h]`, `[w]` and `[rows]`,
             `[cols]`.
@@ -108,6 +124,8 @@ class KernelBlock:
     valid: Tensor
     target: Tensor
     noise: Tensor
+    spoilt: Tensor
+    known: Tensor
     facts: Tensor
     coarse_places: tuple[Tensor, Tensor]
     fine_places: tuple[Tensor, Tensor]
@@ -244,7 +262,7 @@ def regress(
     for jitter in JITTERS:
         check()
         own = block.noise + noise + jitter * power
-        system = alike + torch.diag_embed(own[:, None].expand(-1, alike.shape[1]))
+        system = alike + torch.diag_embed(own[:, None] + block.spoilt)
         factor, failed = torch.linalg.cholesky_ex(system)
         if not bool(failed.any()) and bool(torch.isfinite(factor).all()):
             break
@@ -370,7 +388,9 @@ class KernelRegression:
         found = regress(self.model, made, y.flatten(), x.flatten(), self.control.check)
         if found is None or not bool(torch.isfinite(found).all()):
             return own
-        return (made.centre[:, None] + made.scale[:, None] * found).view(own.shape)
+        found = (made.centre[:, None] + made.scale[:, None] * found).view(own.shape)
+        known = made.known[rows[0] : rows[-1] + 1, cols[0] : cols[-1] + 1]
+        return torch.where(known, found, own)
 
     def block(
         self, count: int, block: tuple[Range, Range]
@@ -399,16 +419,16 @@ class KernelRegression:
         top, left = tile.rows[0] - tile.fine_rows[0], tile.cols[0] - tile.fine_cols[0]
         guide = tile.guide_core
         seen = tile.guide_mask[top : top + guide.shape[1], left : left + guide.shape[2]]
-        near = grown(seen, FILL_REACH)
+        whole = inner(tile)
+        known = seen & tile.hs_mask[whole[1:]].repeat_interleave(ratio, 0).repeat_interleave(ratio, 1)
         hs = [slice(d[0] - c[0], d[1] - c[0]) for d, c in zip(data, (tile.coarse_rows, tile.coarse_cols))]
         coarse = self.subspace.coefficients(tile.hs[:, hs[0], hs[1]])[:count]
         down = tuple(
             decimation_matrix(d, w, ratio, s * ratio, gain, shift).to(guide)
             for d, w, s, shift in zip(data, window, shape, registration.shift)
         )
-        valid = tile.hs_mask[hs[0], hs[1]]
-        if not bool(seen.all()):
-            valid = valid & (separable(*down, seen.to(guide)[None])[0] >= FULL_COVERAGE)
+        coverage = separable(*down, known.to(guide)[None])[0]
+        valid = tile.hs_mask[hs[0], hs[1]] & (coverage >= MIN_COVERAGE)
         if int(valid.sum()) < LEAST_PIXELS:
             return None, all_estimates[:count], (window[0], window[1])
         inside = coarse[:, valid]
@@ -422,7 +442,7 @@ class KernelRegression:
         rest = all_estimates[count:] - mean[count:, None, None]
         missing = standard - torch.einsum("mk,kyx->myx", mixing[:, count:], rest)
         missing = missing - (mixing[:, :count] @ (centre - mean[:count]))[:, None, None]
-        image, fixed = self._planes(guide, standard, all_estimates, near, noise)
+        image, fixed = self._planes(guide, standard, all_estimates, known, noise)
         return (
             KernelBlock(
                 image,
@@ -431,6 +451,8 @@ class KernelRegression:
                 valid,
                 (inside - centre[:, None]) / scale[:, None],
                 noise.clamp(0.0, 1e3),
+                GAP_NOISE * (1.0 - coverage[valid]).clamp_min(0.0),
+                known,
                 self._facts(count, noise),
                 _places(data, 1, (0.0, 0.0), scale.device),
                 _places(window, ratio, registration.shift, scale.device),
@@ -467,9 +489,9 @@ class KernelRegression:
         )
 
     def _planes(
-        self, guide: Tensor, standard: Tensor, estimates: Tensor, near: Tensor, noise: Tensor
+        self, guide: Tensor, standard: Tensor, estimates: Tensor, seen: Tensor, noise: Tensor
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the network's planes and the features that are not learned, 0 where the guide is not known."""
+        """Return the network's planes and the features that are not learned, extended into gaps."""
         known = self.statistics
         column = (slice(None), None, None)
         wide = expanded(guide, known.guide_mean)
@@ -486,7 +508,7 @@ class KernelRegression:
         flat = constants.to(guide)[column].expand(-1, *guide.shape[1:])
 
         def safe(image: Tensor) -> Tensor:
-            return image.clamp(-LIMIT, LIMIT) * near
+            return fill_invalid(image.clamp(-LIMIT, LIMIT), seen, FEATURE_FILL)
 
         image = torch.cat([safe(axes), safe(own), flat])
         logs = (

@@ -23,11 +23,13 @@ from ..weights import find_weights
 from .base import FusionMethod
 from .context import inner, widened, within
 from .full_band import FullBandFusion, input_form, load_full_band
+from .kernel_regression import KERNEL_COMPONENTS
 from .learned_base import ClosedForm, fit_closed_form
 from .learned_planes import (
     COARSE_PLANES,
     FINE_PLANES,
     FORM,
+    OTHER_FORMS,
     OUTPUTS,
     START_SHAPE,
     SURROUNDINGS,
@@ -46,8 +48,10 @@ CLOSED_FORM, PRIOR = "closed_form", "prior"
 """Stages that learned methods tell of."""
 ADAPTING_SHARE = 0.12
 """Duration of a step of adaptation for the progress, where fusing (about half a megapixel) counts 6."""
-PLANE_COPIES = 2.5
-"""Copies of the fine planes of all components that making them holds at its peak."""
+PLANE_COPIES = 3
+"""Copies of one component's fine planes that there are at a time."""
+DRAFT_PLANES = len(OTHER_FORMS) + 9
+"""Planes of every component that are held while they are worked off: the forms' and what the others are made of."""
 
 
 class LearnedFusion(FusionMethod):
@@ -117,8 +121,8 @@ class LearnedFusion(FusionMethod):
         around = math.ceil(SURROUNDINGS // 2 / scene.ratio)
         self.margin = 2 * low_pass + around + self.model.reach(scene.ratio) + 1
         self.halo = self.closed.halo + self.margin
-        planes = 4 * self.components * FINE_PLANES
-        self.pixel_bytes = round(max(PLANE_COPIES * planes, planes + self.model.pixel_bytes(scene.ratio)))
+        planes = PLANE_COPIES * FINE_PLANES + self.components * DRAFT_PLANES + KERNEL_COMPONENTS
+        self.pixel_bytes = 4 * planes + self.model.pixel_bytes(scene.ratio)
 
     def _fit_full_band(self, folder: Path, scene: Scene, control: Control) -> None:
         """Hand the scene over to a network that makes the image itself; there are no stages before it."""
@@ -240,7 +244,9 @@ class LearnedFusion(FusionMethod):
             del inputs
             output = with_start(output, fine, self.model.start, first)
             correction[i] = read_output(output, fine, own_prior)[0] * draft.unit[i]
-        return consistent(correction, ratio, gain, self.closed.trust[:k])
+        # What was made up in gaps must not come back with what the sensor would see of it.
+        covered = tile.hs_mask[own[1:]].repeat_interleave(ratio, 0).repeat_interleave(ratio, 1)
+        return consistent(correction * (seen & covered), ratio, gain, self.closed.trust[:k])
 
     def _run(self, inputs: list[Tensor], origin: tuple[int, int]) -> Tensor:
         return self.model(*inputs)[0]

@@ -282,3 +282,29 @@ def test_damaged_weights_are_refused_with_a_word(tmp_path, monkeypatch):
             kernel_regression.shipped_model()
     finally:
         kernel_regression._shipped.cache_clear()
+
+
+@pytest.mark.gpu
+def test_cuda_gives_the_same_as_the_cpu():
+    _, scene = make_scene(rows=160)
+    there = Scene(scene.hs, scene.guide, RATIO, GAIN, GAIN, device="cuda")
+    one, other = whole(fitted(scene)), whole(fitted(there)).cpu()
+    assert torch.allclose(one, other, atol=0.02 * float(one.std()))
+
+
+@pytest.mark.parametrize("guide_bands", [1, 3])
+def test_beside_gaps_it_is_no_worse_than_the_closed_form(guide_bands):
+    """Features that saw the edge of a gap, and coarse pixels left out for it, once cost 1 to 4 dB there."""
+    gap = (slice(36, 64), slice(28, 60))
+    truth, scene = make_scene(rows=120, gap=gap, guide_bands=guide_bands)
+    kernel = fitted(scene, kernel_regression.shipped_model())
+    count = len(kernel.subspace.projector)
+    tile = scene.tile((0, 120), (0, 120), kernel.closed.halo)
+    closed = kernel.subspace.coefficients(kernel.closed.fuse(tile))
+    found, wanted = kernel.coefficients(tile, count), kernel.subspace.coefficients(truth)
+    near = torch.zeros(120, 120, dtype=torch.bool)
+    near[26:74, 18:70] = True
+    assert torch.equal(found[:, ~tile.mask], closed[:, ~tile.mask])
+    for area in (near & tile.mask, ~near):
+        error, before = ((x - wanted)[:, area].square().mean(dim=1) for x in (found, closed))
+        assert float((error / before).log().mean()) < 0.1
