@@ -304,7 +304,8 @@ def test_beside_gaps_it_is_no_worse_than_the_closed_form(guide_bands):
     found, wanted = kernel.coefficients(tile, count), kernel.subspace.coefficients(truth)
     near = torch.zeros(120, 120, dtype=torch.bool)
     near[26:74, 18:70] = True
-    assert torch.equal(found[:, ~tile.mask], closed[:, ~tile.mask])
+    unknown = ~tile.mask
+    assert torch.allclose(found[:, unknown], closed[:, unknown], atol=1e-3 * float(closed.std()))
     for area in (near & tile.mask, ~near):
         error, before = ((x - wanted)[:, area].square().mean(dim=1) for x in (found, closed))
         assert float((error / before).log().mean()) < 0.1
