@@ -16,6 +16,7 @@ from .pretrained import PretrainedModel, register_model
 
 FIRST_STRENGTH, FIRST_NOISE = -3.0, -5.0
 """Logarithms that training starts from, for every component."""
+ORIENTATIONS = 8
 TABLE_UNIT = 30.0
 """Logarithms are kept in units of this, so that one learning rate suits them and the convolutions."""
 
@@ -74,8 +75,22 @@ class KernelFeatures(PretrainedModel):
         return sum(self.config.dilations)
 
     def forward(self, image: Tensor) -> Tensor:
-        """Return the features `[features, rows, cols]` of planes `[inputs, rows, cols]`."""
-        return self.body(image[None])[0]
+        """Return the features of planes `[inputs, rows, cols]`.
+
+        Returns:
+            `[features, rows, cols]` in training; else those of all eight orientations of the image, so that kernels do
+            not depend on where north is: `[8 features, rows, cols]`.
+        """
+        if self.training:
+            return self.body(image[None])[0]
+        found = image.new_empty(ORIENTATIONS, self.config.features, *image.shape[1:])
+        for i in range(ORIENTATIONS):
+            turned = torch.rot90(image, i % 4, (1, 2))
+            turned = turned.flip(2) if i >= 4 else turned
+            seen = self.body(turned[None].contiguous())[0]
+            seen = seen.flip(2) if i >= 4 else seen
+            found[i] = torch.rot90(seen, -(i % 4), (1, 2))
+        return found.flatten(0, 1).div_(ORIENTATIONS**0.5)
 
     def strengths(self, facts: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return what to expect of each component, from what is known of it, `[K, facts]`.

@@ -33,7 +33,7 @@ RATIO, GAIN = 4, 0.3
 
 def tiny_model(seed=0, terms=len(TERMS)):
     torch.manual_seed(seed)
-    return KernelFeatures(KernelConfig(INPUTS, terms, FACTS, width=6, features=5, dilations=(1, 1)))
+    return KernelFeatures(KernelConfig(INPUTS, terms, FACTS, width=6, features=5, dilations=(1, 1))).eval()
 
 
 def make_scene(rows=96, cols=None, guide_bands=3, gap=None, seed=1, shift=None):

@@ -41,7 +41,7 @@ def example(cubes, seed=3, **changes):
 def test_an_example_is_judged_as_the_image_is(cubes):
     """The gain on a block is the rise of PSNR over the closed form of the image that the regression makes."""
     pair, made = example(cubes, shift=0.0)
-    model = tiny()
+    model = tiny().eval()
     method, subspace, statistics = fit_base(pair.scene, Control())
     kernel = KernelRegression(method, subspace, statistics, model)
     kernel.fit(pair.scene, Control())
@@ -52,7 +52,7 @@ def test_an_example_is_judged_as_the_image_is(cubes):
     truth = pair.truth[:, made.rows, made.cols]
     before, after = ((x[:, made.rows, made.cols] - truth).square().mean(dim=1) for x in (image, found))
     with torch.no_grad():
-        gain = float(kernel_gain(model, made))
+        gain = float(kernel_gain(model.eval(), made))
     assert gain == pytest.approx(float(10 * torch.log10(before / after).mean()), abs=0.02)
 
 
@@ -117,10 +117,26 @@ def test_weights_are_saved_and_come_back(tmp_path):
     model = tiny()
     model.save_pretrained(tmp_path)
     loaded = from_pretrained(tmp_path, KernelFeatures)
+    model.eval()
     image, facts = torch.randn(INPUTS, 9, 7), torch.randn(3, FACTS)
     assert torch.equal(loaded(image), model(image)) and loaded.reach == 2
     for a, b in zip(loaded.strengths(facts), model.strengths(facts)):
         assert torch.equal(a, b)
+
+
+def test_kernels_do_not_depend_on_where_north_is():
+    model = tiny()
+    image = torch.randn(INPUTS, 9, 9)
+    assert model.train()(image).shape == (TINY.features, 9, 9)
+    model.eval()
+    features = model(image)
+    own = features.flatten(1)
+    turned = torch.rot90(model(torch.rot90(image, 1, (1, 2))), -1, (1, 2))
+    mirrored = model(image.flip(1)).flip(1)
+    for other in (turned.flatten(1), mirrored.flatten(1)):
+        assert torch.allclose(own.T @ own, other.T @ other, atol=1e-5)
+    alone = model.train()(image).flatten(1)
+    assert not torch.allclose(alone.T @ alone, own.T @ own, atol=1e-5)
 
 
 def test_what_ships_was_not_trained_on_what_tables_measure_on():

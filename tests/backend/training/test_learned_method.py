@@ -10,6 +10,7 @@ from hypersharp.backend.errors import ErrorCode, HyperSharpError
 from hypersharp.backend.io.source import TensorSource
 from hypersharp.backend.methods.kernel_regression import KERNEL_COMPONENTS
 from hypersharp.backend.methods.learned import HyFusionMethod, S3RNet
+from hypersharp.backend.methods.learned_base import COMPLETION
 from hypersharp.backend.methods.learned_planes import (
     COARSE_PLANES,
     FINE_PLANES,
@@ -107,7 +108,7 @@ def test_any_guide_and_ratio_by_the_same_weights(tmp_path, guide_bands, ratio):
 
 
 def test_a_network_that_says_nothing_leaves_what_it_corrects(tmp_path):
-    """The closed form, with kernel regression's coefficients beyond those that the network corrects."""
+    """The closed form, moved towards kernel regression beyond the coefficients that the network corrects."""
     _, scene = make_scene()
     method = S3RNet({"weights": weights(tmp_path / "w", SMALL_MBFN, scale=0.0)})
     found, plain = fused(method, scene), fused(LMMSE(), scene)
@@ -116,9 +117,8 @@ def test_a_network_that_says_nothing_leaves_what_it_corrects(tmp_path):
     assert torch.allclose(closed.image(tile), plain)
     kernel = closed.kernel.coefficients(tile, min(KERNEL_COMPONENTS, rank))[3:]
     own = space.coefficients(plain)
-    change = consistent(
-        kernel - own[3 : 3 + len(kernel)], 4, closed.mtf_gain, closed.trust[3 : 3 + len(kernel)]
-    )
+    step = COMPLETION * (kernel - own[3 : 3 + len(kernel)])
+    change = consistent(step, 4, closed.mtf_gain, closed.trust[3 : 3 + len(kernel)])
     expected = plain + torch.einsum("bk,kyx->byx", space.basis[:, 3 : 3 + len(kernel)], change)
     assert len(kernel) > 0 and not torch.allclose(expected, plain, atol=1e-3 * float(plain.std()))
     assert torch.allclose(found, expected, rtol=1e-4, atol=1e-3 * float(plain.std()))
