@@ -20,7 +20,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Optional
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -239,7 +239,7 @@ def regress(
     rows: Tensor,
     cols: Tensor,
     check: Callable[[], None] = lambda: None,
-) -> Optional[Tensor]:
+) -> Tensor | None:
     """Return the regressed coefficients of some fine pixels, `[K, pixels]`, centred and scaled; None if unsolvable.
 
     Args:
@@ -525,9 +525,7 @@ class KernelRegression:
 
 @lru_cache(maxsize=1)
 def _shipped() -> KernelFeatures:
-    model = from_pretrained(SHIPPED / WEIGHTS, KernelFeatures)
-    assert isinstance(model, KernelFeatures)
-    return model
+    return cast(KernelFeatures, from_pretrained(SHIPPED / WEIGHTS, KernelFeatures))
 
 
 def shipped_model() -> KernelFeatures:
