@@ -12,6 +12,8 @@ SUBSPACE_INPUT = (
     "coefficients in the HS image's own subspace (docs/models.md): any sensor, number of bands, guide, ratio"
 )
 
+SUBSPACE_BASE = "`lmmse` with kernel regression beyond the components that the network corrects"
+
 if TYPE_CHECKING:
     from ..models.pretrained import PretrainedModel
     from .trainer import TrainOutcome
@@ -23,6 +25,7 @@ def weights_card(
     facts: dict[str, Any],
     outcome: TrainOutcome,
     takes: str = SUBSPACE_INPUT,
+    over: str = "`lmmse`",
 ) -> str:
     """Return the card as Markdown.
 
@@ -32,6 +35,7 @@ def weights_card(
         facts: data, settings, seconds and device, as in config.json.
         outcome: of the training run.
         takes: the weights' input in words.
+        over: what the gain is measured against.
     """
     data, settings = facts["data"], facts["settings"]
     gain = "not measured" if outcome.gain_db is None else f"{outcome.gain_db:+.2f} dB"
@@ -61,8 +65,8 @@ def weights_card(
 * Data: {source}
 * Protocol: {outcome.steps} of {settings["steps"]} steps ({outcome.stopped}), weights of step {outcome.best_step};
   {facts["seconds"] / 3600:.1f} hours on {facts["device"]}; seed {settings["seed"]}; HyperSharp {__version__}.
-* Mean rise of PSNR over `lmmse` on the validation pairs: {gain}. Figures on scenes and sensors that had no part in
-  training: docs/models.md.
+* Mean rise of PSNR on the validation pairs over {over}:
+  {gain}. Figures on scenes and sensors that had no part in training: docs/models.md.
 * Date: {time.strftime("%Y-%m-%d", time.gmtime())}. Licence: as HyperSharp, GPL-2.0-or-later; the training data's own
   terms are named in docs/models.md.
 """

@@ -23,7 +23,7 @@ from ..protocol import Result
 from ..registry import METHODS, why_unavailable
 from ..weights import find_weights
 from .adapt import OneScene, parts_of, reduced_pair
-from .card import SUBSPACE_INPUT, weights_card
+from .card import SUBSPACE_BASE, SUBSPACE_INPUT, weights_card
 from .cubes import Cube, read_cubes
 from .examples import DrawPrior, Example, ExampleStream, make_example
 from .full_band import full_band_setup
@@ -307,9 +307,10 @@ def _write(job: TrainJob, folder: Path, setup: Setup, facts: dict[str, Any], out
     entry = {"input": setup.entry, "method": job.method, "training": facts}
     model, student = setup.trainer.model, setup.trainer.student
     main = student or model
-    card = weights_card(job.method, main, facts, outcome, setup.takes)
+    over = "`lmmse`" if job.form == FULL_BAND else SUBSPACE_BASE
+    card = weights_card(job.method, main, facts, outcome, setup.takes, over)
     main.save_pretrained(folder, entry, half=True, card=card)
     if student is not None:
         teacher = {**entry, "method": "csakd-teacher"}
-        card = weights_card("csakd-teacher", model, facts, outcome, setup.takes)
+        card = weights_card("csakd-teacher", model, facts, outcome, setup.takes, over)
         model.save_pretrained(folder / TEACHER_NAME, teacher, half=True, card=card)
