@@ -112,7 +112,7 @@ def main():
         f"{half} training pairs of the cubes, {half} of photographs with the cubes' spectra; "
         f"{len(judged)} pairs of cubes not trained on.",
         "",
-        "| weights | PSNR over `lmmse`, dB | against the first row, dB (standard error) |",
+        "| weights | PSNR over what a network corrects, dB | against the first row, dB (standard error) |",
         "|---|---|---|",
     ]
     for title, gains in rows:
