@@ -267,7 +267,7 @@ METHODS: dict[str, MethodInfo] = {
             "learned:S3RNet",
             needs_weights=True,
             relative_cost=2.5,
-            network_seconds=123.0,
+            network_seconds=110.0,
             adapt_seconds=0.3,
         ),
         MethodInfo(
@@ -279,7 +279,7 @@ METHODS: dict[str, MethodInfo] = {
             "learned:CSAKD",
             needs_weights=True,
             relative_cost=2.5,
-            network_seconds=98.0,
+            network_seconds=105.0,
             adapt_seconds=0.15,
         ),
         MethodInfo(
@@ -291,7 +291,7 @@ METHODS: dict[str, MethodInfo] = {
             "learned:CSAKDTeacher",
             needs_weights=True,
             relative_cost=2.5,
-            network_seconds=123.0,
+            network_seconds=110.0,
             adapt_seconds=0.3,
         ),
         MethodInfo(
@@ -303,7 +303,7 @@ METHODS: dict[str, MethodInfo] = {
             "learned:HyFusionMethod",
             needs_weights=True,
             relative_cost=2.5,
-            network_seconds=156.0,
+            network_seconds=127.0,
             adapt_seconds=0.5,
         ),
         MethodInfo(
@@ -316,7 +316,7 @@ METHODS: dict[str, MethodInfo] = {
             needs=("diffusers",),
             needs_weights=True,
             relative_cost=2.5,
-            network_seconds=145.0,
+            network_seconds=170.0,
             adapt_seconds=1.0,
             options=(
                 MethodOption(
@@ -325,7 +325,7 @@ METHODS: dict[str, MethodInfo] = {
                     "Steps of the diffusion: quick takes 10, standard 20, fine 50; more take longer.",
                     "quick",
                     choices=PRESETS,
-                    network_times=(1.0, 1.7, 3.9),
+                    network_times=(1.0, 1.3, 2.3),
                 ),
                 MethodOption(
                     "prior_rank",
@@ -334,7 +334,7 @@ METHODS: dict[str, MethodInfo] = {
                     3,
                     least=1,
                     most=12,
-                    network_times=(1.0, 1.6, 2.3, 3.0),
+                    network_times=(1.0, 1.3, 1.6, 1.9),
                 ),
             ),
         ),
