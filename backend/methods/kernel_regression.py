@@ -17,8 +17,6 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Callable
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import cast
 
@@ -43,6 +41,7 @@ from ..scene import MomentAccumulator, Scene, Tile
 from ..weights import SHIPPED
 from .context import inner
 from .injection import ridge_solve
+from .kernel_block import KernelBlock, regress
 from .learned_planes import LIMIT, MANY_BANDS, ComponentStatistics, Subspace, expanded
 from .linear_model import ROUNDING
 from .lmmse import LMMSE
@@ -52,24 +51,6 @@ WEIGHTS = "kernel"
 """Name of the shipped weights."""
 KERNEL_COMPONENTS = 12
 """Coefficients that are regressed."""
-SMOOTH, EVERYWHERE = "smooth", math.inf
-TERMS: tuple[tuple[str, float], ...] = (
-    ("linear", EVERYWHERE),
-    ("linear", 1.0),
-    ("linear", 2.0),
-    ("linear", 6.0),
-    ("expanded", EVERYWHERE),
-    ("expanded", 3.0),
-    ("estimate", EVERYWHERE),
-    ("learned", EVERYWHERE),
-    ("learned", 4.0),
-    ("learned", 1.5),
-    (SMOOTH, 0.6),
-    (SMOOTH, 1.2),
-    (SMOOTH, 3.0),
-)
-"""Kernels: of which features (the guide, it and its logarithms, the closed form's coefficients, the learned ones, or
-none at all), and over how many coarse pixels they hold together."""
 GUIDE_INPUTS, ESTIMATE_INPUTS = 3, 6
 INPUTS = GUIDE_INPUTS + ESTIMATE_INPUTS + 2
 """Planes that the features are made of: axes of the guide's logarithms, the closed form's coefficients, ratio and
@@ -79,211 +60,16 @@ FACTS = 8
 noise."""
 BLOCK, MARGIN, OVERLAP = 28, 6, 3
 """Coarse pixels of a block at most, around it that are regressed on as well, and over which blocks blend."""
-JITTERS = (2e-4, 5e-3, 5e-2)
-"""Share of the kernels' variance that is added to the noise, tried in turn until the system can be solved."""
 LEAST_PIXELS = 16
 """Valid coarse pixels that a block's regression needs."""
 FEATURE_FILL = 8
 """Pixels by which what features are made of is extended into gaps, so that no feature sees their edges."""
 GAP_NOISE = 0.5
 """Noise variance, in the target's own, of a coarse pixel whose ground is not known at all; less so for a part of it."""
-CHUNK = 512
-"""Fine pixels that are predicted at once."""
 CACHE_BYTES = 96 * 2**20
 WEAK_AXIS = 1e-3
 """Axes of the guide of less than this share of the first one's variance are left out."""
 LEAST_NOISE = 1e-4
-
-
-@dataclass
-class KernelBlock:
-    """What a block's regression sees; coefficients are centred and in units of their own coarse deviation.
-
-    Attributes:
-        image: `[INPUTS, rows, cols]` of the block's fine pixels with context.
-        fixed: features that are not learned, `[n, rows, cols]`, by name.
-        down: what degrades rows and columns to the coarse pixels, shift included: `[h, rows]`, `[w, cols]`.
-        valid: `[h, w]`, True where a coarse pixel takes part.
-        target: `[K, valid pixels]`.
-        noise: `[K]`, what is known of the target's noise variance.
-        spoilt: `[valid pixels]`, noise variance that gaps add.
-        known: `[rows, cols]`, True where both images are valid.
-        facts: `[K, FACTS]`.
-        coarse_places, fine_places: (rows, cols): centres in coarse pixels of the HS grid, `[h]`, `[w]` and `[rows]`,
-            `[cols]`.
-        psf: variance of the PSF, in coarse pixels squared.
-        mixing: `[guide bands, K]`: the standardised guide of the coefficients.
-        unexplained: `[guide bands]`: variance that it leaves of the guide.
-        guide: `[guide bands, rows, cols]`: what of the standardised guide these coefficients have to explain.
-        centre, scale: `[K]`: coefficients = centre + scale * what is regressed.
-    """
-
-    image: Tensor
-    fixed: dict[str, Tensor]
-    down: tuple[Tensor, Tensor]
-    valid: Tensor
-    target: Tensor
-    noise: Tensor
-    spoilt: Tensor
-    known: Tensor
-    facts: Tensor
-    coarse_places: tuple[Tensor, Tensor]
-    fine_places: tuple[Tensor, Tensor]
-    psf: float
-    mixing: Tensor
-    unexplained: Tensor
-    guide: Tensor
-    centre: Tensor
-    scale: Tensor
-
-    def features(self, model: KernelFeatures) -> dict[str, tuple[Tensor, Tensor]]:
-        """Return every kind of features on the coarse pixels, `[n, valid pixels]`, and on the fine ones."""
-        found = {}
-        for name, fine in {**self.fixed, "learned": model(self.image)}.items():
-            coarse = separable(*self.down, fine)[:, self.valid]
-            mean = coarse.mean(dim=1)
-            found[name] = coarse - mean[:, None], fine - mean[:, None, None]
-        return found
-
-
-def _nearness(
-    pixels: tuple[Tensor, Tensor], axes: tuple[Tensor, Tensor], valid: Tensor, variance: float
-) -> Tensor:
-    """Return `exp(-distance^2 / (2 variance))` between pixels and the valid coarse ones, `[pixels, valid pixels]`.
-
-    Args:
-        pixels: their places (rows, cols), `[pixels]`.
-        axes: places of the coarse rows and columns, `[h]` and `[w]`.
-        valid: `[h, w]`.
-        variance: in coarse pixels squared.
-    """
-    # A Gaussian is a product over the axes: few exponentials instead of one for each pair of pixels.
-    rows, cols = (
-        torch.exp((a[:, None] - b[None, :]).square() * (-0.5 / variance)) for a, b in zip(pixels, axes)
-    )
-    near = (rows[:, :, None] * cols[:, None, :]).flatten(1)
-    return near if bool(valid.all()) else near[:, valid.flatten()]
-
-
-def _smooth(pixels: tuple[Tensor, Tensor], block: KernelBlock, length: float, blurs: int) -> Tensor:
-    """Return the kernel of no features: a Gaussian one seen through Gaussian PSFs, so a wider and lower one.
-
-    Args:
-        pixels: see `_nearness`.
-        block: where they are.
-        length: of the kernel, in coarse pixels.
-        blurs: PSFs that it is seen through: 2 between coarse pixels, 1 to fine ones.
-    """
-    wide = length**2 + blurs * block.psf
-    return _nearness(pixels, block.coarse_places, block.valid, wide).mul_(length**2 / wide)
-
-
-def _coarse_kernels(block: KernelBlock, coarse: dict[str, Tensor]) -> Tensor:
-    """Return every kernel of `TERMS` between the coarse pixels, `[terms, valid pixels, valid pixels]`.
-
-    Args:
-        block: where they are.
-        coarse: their features, by name.
-    """
-    y, x = torch.nonzero(block.valid, as_tuple=True)
-    here = block.coarse_places[0][y], block.coarse_places[1][x]
-    products = {name: own.T @ own for name, own in coarse.items()}
-    found = []
-    for name, length in TERMS:
-        if name == SMOOTH:
-            found.append(_smooth(here, block, length, 2))
-        elif length == EVERYWHERE:
-            found.append(products[name])
-        else:
-            found.append(products[name] * _nearness(here, block.coarse_places, block.valid, length**2))
-    return torch.stack(found)
-
-
-def _predict(
-    fine: dict[str, Tensor],
-    coarse: dict[str, Tensor],
-    places: tuple[Tensor, Tensor],
-    block: KernelBlock,
-    weights: Tensor,
-) -> Tensor:
-    """Return the sum over kernels and coarse pixels at some fine pixels, `[pixels, K]`.
-
-    Args:
-        fine: features of the fine pixels, `[n, pixels]`, by name.
-        coarse: those of the coarse ones.
-        places: of the fine pixels, (rows, cols).
-        block: where they are.
-        weights: `[terms, valid pixels, K]`.
-    """
-    near = {
-        length: _nearness(places, block.coarse_places, block.valid, length**2)
-        for length in {length for name, length in TERMS if name != SMOOTH and length != EVERYWHERE}
-    }
-    products: dict[str, Tensor] = {}
-    found = torch.zeros(len(places[0]), weights.shape[2], device=weights.device)
-    for (name, length), weight in zip(TERMS, weights):
-        if name == SMOOTH:
-            found = found + _smooth(places, block, length, 1) @ weight
-        elif length == EVERYWHERE:
-            found = found + fine[name].T @ (coarse[name] @ weight)
-        else:
-            if name not in products:
-                products[name] = fine[name].T @ coarse[name]
-            found = found + (products[name] * near[length]) @ weight
-    return found
-
-
-def regress(
-    model: KernelFeatures,
-    block: KernelBlock,
-    rows: Tensor,
-    cols: Tensor,
-    check: Callable[[], None] = lambda: None,
-) -> Tensor | None:
-    """Return the regressed coefficients of some fine pixels, `[K, pixels]`, centred and scaled; None if unsolvable.
-
-    Args:
-        model: the learned part.
-        block: the data.
-        rows, cols: the pixels, as indices into the block's fine ones, `[pixels]`.
-        check: called now and then, a few times a second; stops the work by raising.
-    """
-    strength, noise, spread, doubt = model.strengths(block.facts)
-    features = block.features(model)
-    coarse = {name: pair[0] for name, pair in features.items()}
-    check()
-    kernels = _coarse_kernels(block, coarse)
-    size = kernels.diagonal(dim1=1, dim2=2).mean(dim=1).clamp_min(1e-9)
-    strength = strength / size
-    alike = (strength @ kernels.flatten(1)).view(-1, *kernels.shape[1:])
-    del kernels
-    power = (strength * size).sum(dim=1).clamp_min(1.0)
-    factor = None
-    for jitter in JITTERS:
-        check()
-        own = block.noise + noise + jitter * power
-        system = alike + torch.diag_embed(own[:, None] + block.spoilt)
-        factor, failed = torch.linalg.cholesky_ex(system)
-        if not bool(failed.any()) and bool(torch.isfinite(factor).all()):
-            break
-        factor = None
-    if factor is None:
-        return None
-    weights = torch.cholesky_solve(block.target[:, :, None], factor)[:, :, 0]
-    weights = (strength[:, :, None] * weights[:, None, :]).permute(1, 2, 0).contiguous()
-    parts = []
-    for start in range(0, len(rows), CHUNK):
-        check()
-        r, c = rows[start : start + CHUNK], cols[start : start + CHUNK]
-        there = block.fine_places[0][r], block.fine_places[1][c]
-        fine = {name: pair[1][:, r, c] for name, pair in features.items()}
-        parts.append(_predict(fine, coarse, there, block, weights))
-    result = torch.cat(parts).T
-    # The guide's own equation, as far as it holds: a linear-Gaussian update of each pixel.
-    spreads = block.mixing * spread
-    system = spreads @ block.mixing.T + torch.diag(block.unexplained * doubt + 1e-6)
-    left = block.guide[:, rows, cols] - block.mixing @ result
-    return result + spreads.T @ torch.linalg.solve(system, left)
 
 
 class KernelRegression:

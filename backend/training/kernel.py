@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from ..control import Control
-from ..methods.kernel_regression import FACTS, INPUTS, TERMS, KernelBlock, KernelRegression, regress
+from ..methods.kernel_block import TERMS, KernelBlock, regress
+from ..methods.kernel_regression import FACTS, INPUTS, KernelRegression
 from ..methods.learned_base import fit_base
 from ..models.kernel_features import KernelConfig, KernelFeatures
 from ..models.pretrained import PretrainedModel

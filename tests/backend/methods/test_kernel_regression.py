@@ -10,17 +10,16 @@ from hypersharp.backend.control import Control
 from hypersharp.backend.degradation import decimation_matrix, degrade, gaussian_sigma, separable
 from hypersharp.backend.errors import Cancelled, ErrorCode, HyperSharpError
 from hypersharp.backend.io.source import TensorSource
-from hypersharp.backend.methods import kernel_regression
+from hypersharp.backend.methods import kernel_block, kernel_regression
+from hypersharp.backend.methods.kernel_block import TERMS, regress
 from hypersharp.backend.methods.kernel_regression import (
     BLOCK,
     FACTS,
     GUIDE_INPUTS,
     INPUTS,
     OVERLAP,
-    TERMS,
     KernelRegression,
     guide_axes,
-    regress,
 )
 from hypersharp.backend.methods.learned_base import fit_base
 from hypersharp.backend.models.kernel_features import TABLE_UNIT, KernelConfig, KernelFeatures
@@ -84,7 +83,7 @@ def test_a_shifted_degradation_is_that_of_the_shifted_ground(shift):
 def test_it_is_the_mean_of_the_gaussian_process_that_it_states(monkeypatch):
     """Kernels that hold everywhere, against the textbook formula with every fine pixel's covariance written out."""
     _, scene = make_scene(rows=40)
-    monkeypatch.setattr(kernel_regression, "TERMS", (("expanded", math.inf), ("learned", math.inf)))
+    monkeypatch.setattr(kernel_block, "TERMS", (("expanded", math.inf), ("learned", math.inf)))
     model = tiny_model(terms=2)
     with torch.no_grad():
         model.table.zero_()
@@ -196,8 +195,7 @@ def test_gaps_stay_local_and_finite():
 def test_where_too_little_is_valid_the_closed_form_stands():
     _, scene = make_scene(gap=(slice(0, 84), slice(None)))
     kernel = fitted(scene)
-    kernel_regression_blocks = kernel.block(3, ((0, 8), (0, 8)))
-    assert kernel_regression_blocks[0] is None
+    assert kernel.block(3, ((0, 8), (0, 8)))[0] is None
     found = kernel._solve(3, ((0, 8), (0, 8)))
     tile = scene.tile((0, 44), (0, 44), kernel.closed.halo)
     closed = kernel.subspace.coefficients(kernel.closed.fuse(tile))[:3]
@@ -207,7 +205,7 @@ def test_where_too_little_is_valid_the_closed_form_stands():
 def test_what_cannot_be_solved_is_left_to_the_closed_form(monkeypatch):
     _, scene = make_scene(rows=48)
     kernel = fitted(scene)
-    monkeypatch.setattr(kernel_regression, "JITTERS", (math.nan,))
+    monkeypatch.setattr(kernel_block, "JITTERS", (math.nan,))
     estimate = kernel.subspace.coefficients(
         kernel.closed.fuse(scene.tile((0, 48), (0, 48), kernel.closed.halo))
     )

@@ -7,7 +7,8 @@ import json
 import pytest
 import torch
 from hypersharp.backend.control import Control
-from hypersharp.backend.methods.kernel_regression import FACTS, INPUTS, TERMS, WEIGHTS, KernelRegression
+from hypersharp.backend.methods.kernel_block import TERMS
+from hypersharp.backend.methods.kernel_regression import FACTS, INPUTS, WEIGHTS, KernelRegression
 from hypersharp.backend.methods.learned_base import fit_base
 from hypersharp.backend.models.kernel_features import KernelConfig, KernelFeatures
 from hypersharp.backend.models.pretrained import from_pretrained
