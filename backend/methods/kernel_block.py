@@ -61,6 +61,7 @@ class KernelBlock:
         mixing: `[guide bands, K]`: the standardised guide of the coefficients.
         unexplained: `[guide bands]`: variance that it leaves of the guide.
         guide: `[guide bands, rows, cols]`: what of the standardised guide these coefficients have to explain.
+        estimate: `[K, rows, cols]`: the closed form's coefficients.
         centre, scale: `[K]`: coefficients = centre + scale * what is regressed.
     """
 
@@ -79,17 +80,46 @@ class KernelBlock:
     mixing: Tensor
     unexplained: Tensor
     guide: Tensor
+    estimate: Tensor
     centre: Tensor
     scale: Tensor
 
-    def features(self, model: KernelFeatures) -> dict[str, tuple[Tensor, Tensor]]:
-        """Return every kind of features on the coarse pixels, `[n, valid pixels]`, and on the fine ones."""
+    def features(self, model: KernelFeatures) -> dict[str, Features]:
+        """Return every kind of features."""
         found = {}
-        for name, fine in {**self.fixed, "learned": model(self.image)}.items():
-            coarse = separable(*self.down, fine)[:, self.valid]
-            mean = coarse.mean(dim=1)
-            found[name] = coarse - mean[:, None], fine - mean[:, None, None]
-        return found
+        for name, fine in self.fixed.items():
+            found[name] = Features([self._seen(fine)], [fine])
+        learned = Features([], [])
+        for fine in model.views(self.image):
+            learned.coarse_parts.append(self._seen(fine))
+            # By far the largest arrays of a block; half of their digits are enough to predict by.
+            learned.fine_parts.append(fine if fine.requires_grad else fine.half())
+        return {**found, "learned": learned}
+
+    def _seen(self, fine: Tensor) -> Tensor:
+        return separable(*self.down, fine)[:, self.valid]
+
+
+class Features:
+    """Features of one kind, centred on their mean over the coarse pixels.
+
+    Args:
+        coarse_parts: on the coarse pixels, each `[n, valid pixels]`.
+        fine_parts: on the fine ones, each `[n, rows, cols]`.
+    """
+
+    def __init__(self, coarse_parts: list[Tensor], fine_parts: list[Tensor]) -> None:
+        self.coarse_parts, self.fine_parts = coarse_parts, fine_parts
+
+    def centred(self) -> tuple[Tensor, Tensor]:
+        """Return those of the coarse pixels, `[n, valid pixels]`, and the mean that was taken away, `[n, 1]`."""
+        coarse = torch.cat(self.coarse_parts)
+        mean = coarse.mean(dim=1, keepdim=True)
+        return coarse - mean, mean
+
+    def at(self, rows: Tensor, cols: Tensor, mean: Tensor) -> Tensor:
+        """Return those of some fine pixels, `[n, pixels]`."""
+        return torch.cat([part[:, rows, cols].to(mean) for part in self.fine_parts]) - mean
 
 
 def _nearness(
@@ -194,9 +224,10 @@ def regress(
         rows, cols: the pixels, as indices into the block's fine ones, `[pixels]`.
         check: called now and then, a few times a second; stops the work by raising.
     """
-    strength, noise, spread, doubt = model.strengths(block.facts)
+    strength, noise, spread, doubt, share = model.strengths(block.facts)
     features = block.features(model)
-    coarse = {name: pair[0] for name, pair in features.items()}
+    centred = {name: kind.centred() for name, kind in features.items()}
+    coarse = {name: pair[0] for name, pair in centred.items()}
     check()
     kernels = _coarse_kernels(block, coarse)
     size = kernels.diagonal(dim1=1, dim2=2).mean(dim=1).clamp_min(1e-9)
@@ -222,11 +253,13 @@ def regress(
         check()
         r, c = rows[start : start + CHUNK], cols[start : start + CHUNK]
         there = block.fine_places[0][r], block.fine_places[1][c]
-        fine = {name: pair[1][:, r, c] for name, pair in features.items()}
+        fine = {name: kind.at(r, c, centred[name][1]) for name, kind in features.items()}
         parts.append(_predict(fine, coarse, there, block, weights))
     result = torch.cat(parts).T
     # The guide's own equation, as far as it holds: a linear-Gaussian update of each pixel.
     spreads = block.mixing * spread
     system = spreads @ block.mixing.T + torch.diag(block.unexplained * doubt + 1e-6)
     left = block.guide[:, rows, cols] - block.mixing @ result
-    return result + spreads.T @ torch.linalg.solve(system, left)
+    result = result + spreads.T @ torch.linalg.solve(system, left)
+    known = block.estimate[:, rows, cols]
+    return known + share[:, None] * (result - known)

@@ -55,9 +55,9 @@ GUIDE_INPUTS, ESTIMATE_INPUTS = 3, 6
 INPUTS = GUIDE_INPUTS + ESTIMATE_INPUTS + 2
 """Planes that the features are made of: axes of the guide's logarithms, the closed form's coefficients, ratio and
 noise."""
-FACTS = 8
+FACTS = 10
 """Numbers that are known of a component: 1, explained share, roughness, detail over scale, place, ratio, guide bands,
-noise."""
+noise, what is left unexplained (logarithm), pixels to learn from (logarithm)."""
 BLOCK, MARGIN, OVERLAP = 28, 6, 3
 """Coarse pixels of a block at most, around it that are regressed on as well, and over which blocks blend."""
 LEAST_PIXELS = 16
@@ -69,7 +69,8 @@ GAP_NOISE = 0.5
 CACHE_BYTES = 96 * 2**20
 WEAK_AXIS = 1e-3
 """Axes of the guide of less than this share of the first one's variance are left out."""
-LEAST_NOISE = 1e-4
+LEAST_NOISE = LEAST_UNEXPLAINED = 1e-4
+MANY_PIXELS = 600
 
 
 class KernelRegression:
@@ -239,13 +240,14 @@ class KernelRegression:
                 noise.clamp(0.0, 1e3),
                 GAP_NOISE * (1.0 - coverage[valid]).clamp_min(0.0),
                 known,
-                self._facts(count, noise),
+                self._facts(count, noise, int(valid.sum())),
                 _places(data, 1, (0.0, 0.0), scale.device),
                 _places(window, ratio, registration.shift, scale.device),
                 (gaussian_sigma(ratio, gain) / ratio) ** 2,
                 mixing[:, :count] * scale,
                 self.unexplained.to(scale),
                 missing,
+                (all_estimates[:count] - centre[:, None, None]) / scale[:, None, None],
                 centre,
                 scale,
             ),
@@ -253,7 +255,7 @@ class KernelRegression:
             (window[0], window[1]),
         )
 
-    def _facts(self, count: int, noise: Tensor) -> Tensor:
+    def _facts(self, count: int, noise: Tensor, pixels: int) -> Tensor:
         known, k = self.statistics, torch.arange(count, device=noise.device)
 
         def of(values: Tensor) -> Tensor:
@@ -270,6 +272,8 @@ class KernelRegression:
                 same * 2.0 / self.scene.ratio,
                 same * min(self.scene.guide.bands, MANY_BANDS) / MANY_BANDS,
                 noise.clamp(LEAST_NOISE, 10.0).log() / 5,
+                (1.0 - of(known.explained)).clamp(LEAST_UNEXPLAINED, 1.0).log() / 5,
+                same * math.log(pixels / MANY_PIXELS) / 2,
             ],
             dim=1,
         )

@@ -49,11 +49,6 @@ _FORMS = {
 }
 
 
-COMPLETION = 0.7
-"""How far coefficients that no network weighs go from the closed form's to the regression's: about what least squares
-on 51 training pairs says of the seventh to twelfth (0.4 to 0.8)."""
-
-
 @dataclass
 class ClosedForm:
     """A fitted closed form.
@@ -93,7 +88,7 @@ class ClosedForm:
         return self.method.fuse(tile)
 
     def completed(self, image: Tensor, tile: Tile, count: int) -> Tensor:
-        """Return the closed form's result, its coefficients from `count` on moved towards kernel regression's.
+        """Return the closed form's result, its coefficients from `count` on replaced by kernel regression's.
 
         Networks correct the first coefficients alone; of what is done to those after them, what the HS sensor would
         see is taken away.
@@ -109,8 +104,7 @@ class ClosedForm:
             return image
         found = self.kernel.coefficients(tile, count + kept)[count:]
         trust = self.trust[count : count + kept]
-        step = COMPLETION * (found - part.coefficients(image))
-        change = consistent(step, tile.ratio, self.mtf_gain, trust)
+        change = consistent(found - part.coefficients(image), tile.ratio, self.mtf_gain, trust)
         return image + part.lift(change)
 
     def other_coefficients(self, tile: Tile, count: int) -> list[Tensor]:

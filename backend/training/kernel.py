@@ -40,7 +40,6 @@ class KernelExample:
     Attributes:
         block: what the regression sees.
         rows, cols: fine pixels of the block on which it is judged, `[pixels]`.
-        estimate: the closed form there, in the block's units, `[K, pixels]`.
         basis: `[bands, K]`: what one such unit does to the bands, each in units of the closed form's root mean square
             error in it.
         error: `[bands, pixels]`: the closed form's error in the same units.
@@ -49,14 +48,13 @@ class KernelExample:
     block: KernelBlock
     rows: Tensor
     cols: Tensor
-    estimate: Tensor
     basis: Tensor
     error: Tensor
 
     @property
     def usable(self) -> bool:
         """Whether it can teach anything."""
-        tensors = (self.block.image, self.block.target, self.estimate, self.basis, self.error)
+        tensors = (self.block.image, self.block.target, self.block.estimate, self.basis, self.error)
         return len(self.basis) > 0 and all(bool(torch.isfinite(t).all()) for t in tensors)
 
 
@@ -82,7 +80,7 @@ def make_kernel_example(
     starts = [dice.integer(0, n - size) for n, size in zip(scene.coarse_shape, sizes)]
     area = [(start, start + size) for start, size in zip(starts, sizes)]
     count = min(components, len(subspace.projector))
-    block, estimate, window = kernel.block(count, (area[0], area[1]))
+    block, _, window = kernel.block(count, (area[0], area[1]))
     if block is None:
         raise ValueError("too few valid pixels in this block")
     ratio = scene.ratio
@@ -101,12 +99,10 @@ def make_kernel_example(
     rms = error.square().mean(dim=1).sqrt()
     alive = torch.nonzero(rms > 1e-6 * truth.abs().amax(dim=1)).flatten()
     chosen = alive[:: max(1, math.ceil(len(alive) / MOST_BANDS))]
-    seen = (estimate[:, own_rows, own_cols] - block.centre[:, None]) / block.scale[:, None]
     return KernelExample(
         block,
         own_rows,
         own_cols,
-        seen,
         subspace.basis[chosen, :count] * block.scale / rms[chosen, None],
         error[chosen] / rms[chosen, None],
     )
@@ -127,7 +123,8 @@ def kernel_gain(model: KernelFeatures, example: KernelExample) -> Tensor:
     found = regress(model, example.block, example.rows, example.cols)
     if found is None:
         return torch.zeros(())
-    left = example.error - example.basis @ (found - example.estimate)
+    change = found - example.block.estimate[:, example.rows, example.cols]
+    left = example.error - example.basis @ change
     before, after = example.error.square().mean(dim=1), left.square().mean(dim=1)
     return 10.0 * torch.log10(before / after.clamp_min(1e-30)).mean()
 

@@ -35,6 +35,8 @@ class PairSettings:
         pan: share of pairs with a single-band guide.
         noise: share of pairs whose HS image is noisy, and the range of its signal-to-noise ratio in dB.
         noise_db: see `noise`.
+        guide_noise: share of pairs whose guide is noisy, and the range of its signal-to-noise ratio in dB.
+        guide_noise_db: see `guide_noise`.
         shift: share of pairs whose HS image is shifted against guide and truth, by up to half a fine pixel along
             each axis.
         bands: smallest share of a cube's bands that a pair keeps.
@@ -47,6 +49,8 @@ class PairSettings:
     pan: float = 0.5
     noise: float = 0.5
     noise_db: tuple[float, float] = (25.0, 45.0)
+    guide_noise: float = 0.0
+    guide_noise_db: tuple[float, float] = (32.0, 50.0)
     shift: float = 0.25
     bands: float = 0.4
 
@@ -183,6 +187,10 @@ def draw_pair(cube: Cube, settings: PairSettings, generator: Generator) -> Train
     pan = dice.happens(settings.pan)
     weights = draw_responses(cube.wavelength_nm[bands], pan, dice)
     guide = torch.einsum("gb,byx->gyx", weights, truth)
+    if settings.guide_noise and dice.happens(settings.guide_noise):
+        level = 10 ** (-dice.uniform(*settings.guide_noise_db) / 20)
+        root = guide[:, mask].square().mean(dim=1).sqrt()
+        guide = guide + dice.normal(tuple(guide.shape)) * (level * root)[:, None, None]
     known = dice.happens(settings.known_mtf)
     scene = Scene(
         TensorSource(hs, hs_mask),

@@ -88,6 +88,7 @@ def test_it_is_the_mean_of_the_gaussian_process_that_it_states(monkeypatch):
     with torch.no_grad():
         model.table.zero_()
         model.table[0, :3] = torch.tensor([0.0, -0.5, -3.0]) / TABLE_UNIT
+        model.table[0, -1] = 20.0 / TABLE_UNIT  # all the way
     kernel = fitted(scene, model)
     block, _, window = kernel.block(3, ((0, 10), (0, 10)))
     assert window == ((0, 40), (0, 40)) and bool(block.valid.all())
@@ -97,7 +98,9 @@ def test_it_is_the_mean_of_the_gaussian_process_that_it_states(monkeypatch):
     rows, cols = (g.flatten() for g in torch.meshgrid(torch.arange(40), torch.arange(40), indexing="ij"))
     with torch.no_grad():
         found = regress(model, block, rows, cols).double()
-        features = {n: f.flatten(1).double() for n, (_, f) in block.features(model).items()}
+        kinds = block.features(model).items()
+        everywhere = {n: kind.at(rows, cols, kind.centred()[1]) for n, kind in kinds}
+        features = {n: values.double() for n, values in everywhere.items()}
     down = torch.kron(block.down[0].double(), block.down[1].double())
     coarse, cross = torch.zeros(100, 100).double(), torch.zeros(1600, 100).double()
     variances = {"expanded": 1.0, "learned": math.exp(-0.5)}
@@ -116,6 +119,8 @@ def test_it_is_the_mean_of_the_gaussian_process_that_it_states(monkeypatch):
 def test_the_guides_equation_is_met_where_it_is_known_to_hold():
     _, scene = make_scene(rows=48)
     model = tiny_model()
+    with torch.no_grad():
+        model.table[0, -1] = 20.0 / TABLE_UNIT
     kernel = fitted(scene, model)
     block, _, _ = kernel.block(4, ((0, 12), (0, 12)))
     rows = torch.arange(8, 40)

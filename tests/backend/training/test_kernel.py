@@ -7,10 +7,16 @@ import json
 import pytest
 import torch
 from hypersharp.backend.control import Control
-from hypersharp.backend.methods.kernel_block import TERMS
+from hypersharp.backend.methods.kernel_block import TERMS, regress
 from hypersharp.backend.methods.kernel_regression import FACTS, INPUTS, WEIGHTS, KernelRegression
 from hypersharp.backend.methods.learned_base import fit_base
-from hypersharp.backend.models.kernel_features import KernelConfig, KernelFeatures
+from hypersharp.backend.models.kernel_features import (
+    TABLE_UNIT,
+    TRAINED_ORIENTATIONS,
+    KernelConfig,
+    KernelFeatures,
+    joined,
+)
 from hypersharp.backend.models.pretrained import from_pretrained
 from hypersharp.backend.training.kernel import (
     CONFIG,
@@ -59,7 +65,8 @@ def test_an_example_is_judged_as_the_image_is(cubes):
 
 def test_the_closed_form_itself_gains_nothing(cubes, monkeypatch):
     _, made = example(cubes)
-    monkeypatch.setattr("hypersharp.backend.training.kernel.regress", lambda *_: made.estimate)
+    own = made.block.estimate[:, made.rows, made.cols]
+    monkeypatch.setattr("hypersharp.backend.training.kernel.regress", lambda *_: own)
     assert float(kernel_gain(tiny(), made)) == pytest.approx(0.0, abs=1e-5)
     monkeypatch.setattr("hypersharp.backend.training.kernel.regress", lambda *_: None)
     assert float(kernel_gain(tiny(), made)) == 0.0
@@ -128,7 +135,8 @@ def test_weights_are_saved_and_come_back(tmp_path):
 def test_kernels_do_not_depend_on_where_north_is():
     model = tiny()
     image = torch.randn(INPUTS, 9, 9)
-    assert model.train()(image).shape == (TINY.features, 9, 9)
+    trained = len(TRAINED_ORIENTATIONS)
+    assert model.train()(image).shape == (trained * TINY.features, 9, 9)
     model.eval()
     features = model(image)
     own = features.flatten(1)
@@ -138,6 +146,37 @@ def test_kernels_do_not_depend_on_where_north_is():
         assert torch.allclose(own.T @ own, other.T @ other, atol=1e-5)
     alone = model.train()(image).flatten(1)
     assert not torch.allclose(alone.T @ alone, own.T @ own, atol=1e-5)
+
+
+def test_members_side_by_side_have_all_their_features():
+    members = [tiny(seed).eval() for seed in (1, 2, 3)]
+    whole = joined(members).eval()
+    image, facts = torch.randn(INPUTS, 9, 8), torch.randn(3, FACTS)
+    own = whole(image).flatten(1)
+    kernel = own.T @ own
+    kernels = [features.T @ features for features in (m(image).flatten(1) for m in members)]
+    assert torch.allclose(kernel, sum(kernels) / 3, atol=1e-5)
+    for found, apart in zip(whole.strengths(facts), zip(*(m.strengths(facts) for m in members))):
+        assert bool((found >= torch.stack(apart).amin(dim=0) - 1e-6).all())
+        assert bool((found <= torch.stack(apart).amax(dim=0) + 1e-6).all())
+    with pytest.raises(ValueError, match="one configuration"):
+        joined([whole, *members])
+    with pytest.raises(ValueError, match="one configuration"):
+        joined([])
+
+
+def test_regression_goes_as_far_from_the_closed_form_as_is_learned(cubes):
+    _, made = example(cubes)
+    model, found = tiny().eval(), {}
+    for logit in (-20.0, 0.0, 20.0):
+        with torch.no_grad():
+            model.table[0, -1] = logit / TABLE_UNIT
+            found[logit] = regress(model, made.block, made.rows, made.cols)
+    own = made.block.estimate[:, made.rows, made.cols]
+    assert torch.allclose(found[-20.0], own, atol=1e-5)
+    assert float((found[20.0] - own).abs().max()) > 0.01
+    # The other facts move the share a little.
+    assert torch.allclose(found[0.0], (own + found[20.0]) / 2, atol=0.02 * float(own.std()))
 
 
 def test_what_ships_was_not_trained_on_what_tables_measure_on():

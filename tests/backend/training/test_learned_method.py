@@ -10,7 +10,6 @@ from hypersharp.backend.errors import ErrorCode, HyperSharpError
 from hypersharp.backend.io.source import TensorSource
 from hypersharp.backend.methods.kernel_regression import KERNEL_COMPONENTS
 from hypersharp.backend.methods.learned import HyFusionMethod, S3RNet
-from hypersharp.backend.methods.learned_base import COMPLETION
 from hypersharp.backend.methods.learned_planes import (
     COARSE_PLANES,
     FINE_PLANES,
@@ -117,7 +116,7 @@ def test_a_network_that_says_nothing_leaves_what_it_corrects(tmp_path):
     assert torch.allclose(closed.image(tile), plain)
     kernel = closed.kernel.coefficients(tile, min(KERNEL_COMPONENTS, rank))[3:]
     own = space.coefficients(plain)
-    step = COMPLETION * (kernel - own[3 : 3 + len(kernel)])
+    step = kernel - own[3 : 3 + len(kernel)]
     change = consistent(step, 4, closed.mtf_gain, closed.trust[3 : 3 + len(kernel)])
     expected = plain + torch.einsum("bk,kyx->byx", space.basis[:, 3 : 3 + len(kernel)], change)
     assert len(kernel) > 0 and not torch.allclose(expected, plain, atol=1e-3 * float(plain.std()))

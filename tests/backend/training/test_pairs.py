@@ -58,6 +58,17 @@ def test_noise_has_the_stated_power(cubes):
     assert float(snr) == pytest.approx(20, abs=0.7)
 
 
+def test_guide_noise_has_the_stated_power_and_leaves_the_rest(cubes):
+    import dataclasses
+
+    noisy = dataclasses.replace(PLAIN, guide_noise=1.0, guide_noise_db=(30.0, 30.001))
+    pair, clean = (drawn(cubes[0], settings, 1) for settings in (noisy, PLAIN))
+    assert torch.equal(pair.scene.hs.image, clean.scene.hs.image) and torch.equal(pair.truth, clean.truth)
+    noise = pair.scene.guide.image - clean.scene.guide.image
+    snr = 10 * torch.log10(clean.scene.guide.image.square().mean() / noise.square().mean())
+    assert float(snr) == pytest.approx(30, abs=0.3)
+
+
 def test_nodata_stays_out(cubes):
     cube = cubes[0]
     cube.mask[:, :20] = False
