@@ -55,6 +55,7 @@ def choose_tile(
     context: int = 0,
     pixel_bytes: int = 0,
     size: tuple[int, int] | None = None,
+    fixed_bytes: int = 0,
 ) -> int:
     """Return the side of an output tile, a multiple of 256 as a rule, that keeps to the memory bound.
 
@@ -68,10 +69,11 @@ def choose_tile(
         context: fine pixels beyond a tile that its values depend on.
         pixel_bytes: memory for each fine pixel of a tile and its context, beside one copy of image and guide.
         size: rows and cols of the whole result, where known.
+        fixed_bytes: memory of a step that does not grow with the tile and has ended before `pixel_bytes` are needed.
     """
     budget = max(memory_gb * 2**30 - BASE_MEMORY_BYTES, 0.15 * memory_gb * 2**30)
     if pixel_bytes:
-        return _tile_with_context(bands, guide_bands, budget, context, pixel_bytes, size)
+        return _tile_with_context(bands, guide_bands, budget, context, pixel_bytes, size, fixed_bytes)
     tile = 256
     while tile < min(1024, 3 * context) and tile_bytes(bands, guide_bands, tile + 256) < 0.5 * budget:
         tile += 256
@@ -79,14 +81,21 @@ def choose_tile(
 
 
 def _tile_with_context(
-    bands: int, guide_bands: int, budget: float, context: int, pixel_bytes: int, size: tuple[int, int] | None
+    bands: int,
+    guide_bands: int,
+    budget: float,
+    context: int,
+    pixel_bytes: int,
+    size: tuple[int, int] | None,
+    fixed_bytes: int,
 ) -> int:
     """Return the side with the least pixels to compute, contexts counted, that keeps to `budget` bytes."""
     rows, cols = size or (8192, 8192)
 
     def needed(side: int) -> float:
         area = min(side + 2 * context, rows) * min(side + 2 * context, cols)
-        return area * max(4 * (4 * bands + 8 * guide_bands), 4 * (bands + 8 * guide_bands) + pixel_bytes)
+        images = area * 4 * (4 * bands + 8 * guide_bands)
+        return max(images + fixed_bytes, area * (4 * (bands + 8 * guide_bands) + pixel_bytes))
 
     def computed(side: int) -> float:
         return _widened(rows, side, context) * _widened(cols, side, context)

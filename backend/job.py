@@ -200,6 +200,8 @@ class TrainJob:
         batch: scenes whose gradients a step adds up.
         resume: continue an interrupted run whose state lies in `output`.
         weights: name or folder of weights to start from; None for new ones.
+        start_from: name or folder of weights of any network, trained on the same cubes with the same seed, of which
+            only the start (docs/models.md) is taken; None to fit it.
         leave_out: beginnings of the names of cubes that are not used at all.
         validate_on: beginnings of the names of cubes for early stopping; empty to draw some.
         validate_every: steps between validations.
@@ -229,6 +231,7 @@ class TrainJob:
     mtf_hs: float = DEFAULT_MTF_HS
     mtf_guide: float = DEFAULT_MTF_GUIDE
     form: str = SUBSPACE
+    start_from: Optional[str] = None
 
 
 Job = Union[FuseJob, AssessJob, SimulateJob, CompareJob, TrainJob]

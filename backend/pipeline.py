@@ -244,7 +244,13 @@ def write_fused(
     nodata = hs.nodata if hs.nodata is not None or not pair.may_be_masked else default_nodata(dtype)
     context = method.halo * grid.ratio
     side = job.tile or choose_tile(
-        hs.count, pair.scene.guide.bands, job.memory_gb, context, method.pixel_bytes, grid.output_shape
+        hs.count,
+        pair.scene.guide.bands,
+        job.memory_gb,
+        context,
+        method.pixel_bytes,
+        grid.output_shape,
+        method.fixed_bytes,
     )
     windows = tile_windows(grid.rows, grid.cols, side)
     with (

@@ -51,6 +51,8 @@ class FusionMethod(Configured, ABC):
     """Coarse pixels around a tile that its values depend on."""
     pixel_bytes: int = 0
     """Working memory, in bytes for each fine pixel of a tile and its context, beside a copy of image and guide."""
+    fixed_bytes: int = 0
+    """Working memory, in bytes, of a step whatever the tile, over before those of `pixel_bytes` are needed."""
     stage_names: tuple[str, ...] = ()
     """What `stages` gives beside the result, in the order in which it is made; empty for a method of one piece."""
     plan: Mapping[str, float] = {}

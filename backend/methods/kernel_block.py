@@ -175,6 +175,27 @@ def _coarse_kernels(block: KernelBlock, coarse: dict[str, Tensor]) -> Tensor:
     return torch.stack(found)
 
 
+def matrix_bytes(count: int) -> int:
+    """Return the bytes for each pair of coarse pixels that regressing so many components takes at most."""
+    return 4 * (2 * len(TERMS) + count)
+
+
+def _solved(alike: Tensor, noise: Tensor, power: Tensor, target: Tensor) -> Tensor | None:
+    """Return the weights of the coarse pixels of one component, `[valid pixels]`; None if they cannot be solved for.
+
+    Args:
+        alike: what its kernels say of the coarse pixels, `[valid pixels, valid pixels]`.
+        noise: variance of each, `[valid pixels]`.
+        power: variance of the kernels.
+        target: `[valid pixels]`.
+    """
+    for jitter in JITTERS:
+        factor, failed = torch.linalg.cholesky_ex(alike + torch.diag(noise + jitter * power))
+        if not bool(failed) and bool(torch.isfinite(factor).all()):
+            return torch.cholesky_solve(target[:, None], factor)[:, 0]
+    return None
+
+
 def _predict(
     fine: dict[str, Tensor],
     coarse: dict[str, Tensor],
@@ -235,18 +256,15 @@ def regress(
     alike = (strength @ kernels.flatten(1)).view(-1, *kernels.shape[1:])
     del kernels
     power = (strength * size).sum(dim=1).clamp_min(1.0)
-    factor = None
-    for jitter in JITTERS:
+    solved = []
+    for k, own in enumerate(block.noise + noise):
         check()
-        own = block.noise + noise + jitter * power
-        system = alike + torch.diag_embed(own[:, None] + block.spoilt)
-        factor, failed = torch.linalg.cholesky_ex(system)
-        if not bool(failed.any()) and bool(torch.isfinite(factor).all()):
-            break
-        factor = None
-    if factor is None:
-        return None
-    weights = torch.cholesky_solve(block.target[:, :, None], factor)[:, :, 0]
+        found = _solved(alike[k], own + block.spoilt, power[k], block.target[k])
+        if found is None:
+            return None
+        solved.append(found)
+    del alike
+    weights = torch.stack(solved)
     weights = (strength[:, :, None] * weights[:, None, :]).permute(1, 2, 0).contiguous()
     parts = []
     for start in range(0, len(rows), CHUNK):

@@ -41,7 +41,7 @@ from ..scene import MomentAccumulator, Scene, Tile
 from ..weights import SHIPPED
 from .context import inner
 from .injection import ridge_solve
-from .kernel_block import KernelBlock, regress
+from .kernel_block import KernelBlock, matrix_bytes, regress
 from .learned_planes import LIMIT, MANY_BANDS, ComponentStatistics, Subspace, expanded
 from .linear_model import ROUNDING
 from .lmmse import LMMSE
@@ -116,6 +116,23 @@ class KernelRegression:
         left = left + ((self.mixing @ covariance[:rank, :rank]) * self.mixing).sum(dim=1)
         self.unexplained = left.clamp(0.0, 1.0)
         self.axes, self.axis_mean = guide_axes(self.statistics)
+
+    @property
+    def block_bytes(self) -> int:
+        """About the working memory of the largest block, in bytes."""
+        context = math.ceil(self._reach / self.scene.ratio) + 1
+        known, fine = 1, 1
+        for size in self.scene.coarse_shape:
+            known *= min(size, BLOCK + 2 * MARGIN)
+            fine *= min(size, BLOCK + 2 * (MARGIN + context)) * self.scene.ratio
+        return known**2 * matrix_bytes(KERNEL_COMPONENTS) + fine * self.model.pixel_bytes
+
+    @property
+    def _reach(self) -> float:
+        """Fine pixels beyond what is regressed on that its features depend on."""
+        registration = self.closed.registration
+        farthest = max(abs(s) for s in registration.shift)
+        return psf_reach(self.scene.ratio, registration.mtf_gain) + farthest + self.model.reach
 
     def coefficients(self, tile: Tile, count: int) -> Tensor:
         """Return the first coefficients of a tile, `[count, rows, cols]`."""
@@ -195,8 +212,7 @@ class KernelRegression:
         ratio, gain = scene.ratio, registration.mtf_gain
         shape = scene.coarse_shape
         data = [(max(0, b[0] - MARGIN), min(s, b[1] + MARGIN)) for b, s in zip(block, shape)]
-        farthest = max(abs(s) for s in registration.shift)
-        context = math.ceil((psf_reach(ratio, gain) + farthest + self.model.reach) / ratio) + 1
+        context = math.ceil(self._reach / ratio) + 1
         window = [
             tuple(ratio * n for n in coarse_support((d[0] * ratio, d[1] * ratio), ratio, s, context))
             for d, s in zip(data, shape)

@@ -123,6 +123,7 @@ class LearnedFusion(FusionMethod):
         self.halo = self.closed.halo + self.margin
         planes = PLANE_COPIES * FINE_PLANES + self.components * DRAFT_PLANES + KERNEL_COMPONENTS
         self.pixel_bytes = 4 * planes + self.model.pixel_bytes(scene.ratio)
+        self.fixed_bytes = self.closed.kernel.block_bytes
 
     def _fit_full_band(self, folder: Path, scene: Scene, control: Control) -> None:
         """Hand the scene over to a network that makes the image itself; there are no stages before it."""

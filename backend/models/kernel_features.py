@@ -83,6 +83,13 @@ class KernelFeatures(PretrainedModel):
         """Fine pixels that a feature looks at on each side."""
         return sum(self.config.dilations)
 
+    @property
+    def pixel_bytes(self) -> int:
+        """Memory for each fine pixel: all features in half precision, and some layers of one orientation."""
+        config = self.config
+        layers = 4 * (config.inputs + 3 * config.width * config.members)
+        return 2 * ORIENTATIONS * config.features * config.members + layers
+
     def forward(self, image: Tensor) -> Tensor:
         """Return the features of planes `[inputs, rows, cols]`, those of all `views` after one another."""
         return torch.cat(list(self.views(image)))

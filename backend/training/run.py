@@ -11,14 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..control import Control
 from ..device import choose_device
 from ..errors import ErrorCode, HyperSharpError
 from ..job import FORMS, FULL_BAND, TRAINABLE, TrainJob
 from ..methods.learned import load_network
-from ..methods.learned_planes import FORM
-from ..models.pretrained import PretrainedModel
+from ..methods.learned_planes import FORM, START_SHAPE
+from ..models.pretrained import PretrainedModel, from_pretrained, read_config
 from ..protocol import Result
 from ..registry import METHODS, why_unavailable
 from ..weights import find_weights
@@ -201,7 +202,7 @@ def _subspace_setup(job: TrainJob, control: Control, device: torch.device) -> Se
     with reading_images():
         stream, validation, data = _from_cubes(job, draw) if job.cubes else _from_pair(job, control, draw)
         if isinstance(stream, ExampleStream) and not job.resume:  # what is resumed has its start already
-            _fit_start(stream, _start_count(job), (model, student), control)
+            _give_start(stream, job, (model, student), control)
     rate = STARTED_RATE if job.cubes else TrainSettings.learning_rate
     settings = TrainSettings(**shared_settings(job), swt=preset.swt, learning_rate=rate)
     trainer = Trainer(model, stream, settings, validation, student, device)
@@ -270,7 +271,10 @@ def _from_cubes(
         "photographed": stream.photographed,
         "pairs": asdict(pairs),
     }
-    if _start_count(job):
+    if job.start_from:
+        theirs = read_config(find_weights(job.start_from)).get("training", {})
+        data["start_examples"] = theirs.get("data", {}).get("start_examples")
+    elif _start_count(job):
         data["start_examples"] = _start_count(job)
     return stream, [seen.example(i) for i in range(VALIDATION_EXAMPLES)], data
 
@@ -288,19 +292,41 @@ def _from_pair(
 
 def _start_count(job: TrainJob) -> int:
     """Return to how many pairs the start is fitted: a pair has one example, weights bring their own start."""
-    return min(START_EXAMPLES, 2 * job.steps) if job.cubes and not job.weights else 0
+    brought = job.weights or job.start_from
+    return min(START_EXAMPLES, 2 * job.steps) if job.cubes and not brought else 0
 
 
-def _fit_start(
-    stream: ExampleStream, count: int, nets: Sequence[PretrainedModel | None], control: Control
+def _give_start(
+    stream: ExampleStream, job: TrainJob, nets: Sequence[PretrainedModel | None], control: Control
 ) -> None:
     """Give the networks the weights that fit the first examples best; training then goes on with these."""
-    if not count:
+    count = _start_count(job)
+    if job.start_from:
+        start = _start_of(job.start_from)
+    elif count:
+        start = fit_start(control.steps(map(stream.example, range(count)), "starting", count))
+    else:
         return
-    start = fit_start(control.steps(map(stream.example, range(count)), "starting", count))
     for net in nets:
         if net is not None:
             net.start = start.clone()
+
+
+def _start_of(name: str) -> Tensor:
+    """Return the start of other weights.
+
+    Raises:
+        HyperSharpError: code `no_weights`; they cannot be read, or have none of the present shape.
+    """
+    folder = find_weights(name)
+    start = getattr(from_pretrained(folder), "start", None)
+    if start is None or tuple(start.shape) != START_SHAPE:
+        raise HyperSharpError(
+            f"the weights in {folder} have no start that could be taken over",
+            "leave it out: a start is then fitted",
+            ErrorCode.NO_WEIGHTS,
+        )
+    return start
 
 
 def _write(job: TrainJob, folder: Path, setup: Setup, facts: dict[str, Any], outcome: TrainOutcome) -> None:

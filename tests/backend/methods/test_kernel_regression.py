@@ -116,6 +116,19 @@ def test_it_is_the_mean_of_the_gaussian_process_that_it_states(monkeypatch):
         assert float((found[k] - expected).norm() / expected.norm()) < 1e-3
 
 
+def test_what_a_block_takes_is_told():
+    """Arrays of the size of what dominates: every kernel twice, and all features in half precision."""
+    _, scene = make_scene(rows=160)
+    kernel = fitted(scene)
+    block, _, _ = kernel.block(4, ((0, 40), (0, 40)))
+    features = block.features(kernel.model)["learned"]
+    assert all(part.dtype == torch.float16 for part in features.fine_parts)
+    held = sum(part.numel() * 2 for part in features.fine_parts) + 2 * len(TERMS) * 4 * 1600**2
+    assert held < kernel.block_bytes < 2 * held
+    small = fitted(make_scene(rows=48)[1])
+    assert small.block_bytes < kernel.block_bytes / 20
+
+
 def test_the_guides_equation_is_met_where_it_is_known_to_hold():
     _, scene = make_scene(rows=48)
     model = tiny_model()

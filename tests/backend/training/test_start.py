@@ -199,6 +199,15 @@ def test_training_begins_with_the_fit_and_goes_on_without_one(cube_folder, tmp_p
     more = dataclasses.replace(job, output=str(tmp_path / "more"), weights=str(tmp_path / "w"))
     assert "start_examples" not in run_train(more).metrics["training"]["data"]
     assert torch.equal(from_pretrained(tmp_path / "more").start, model.start)
+    # Another network takes the start alone.
+    monkeypatch.setitem(PRESETS, "s3rnet", Preset(dataclasses.replace(TINY, width=6)))
+    other = dataclasses.replace(job, output=str(tmp_path / "other"), start_from=str(tmp_path / "w"))
+    assert run_train(other).metrics["training"]["data"]["start_examples"] == 5
+    assert torch.equal(from_pretrained(tmp_path / "other").start, model.start)
+    plain = build(dataclasses.replace(TINY, start=()))
+    plain.save_pretrained(tmp_path / "plain")
+    with pytest.raises(HyperSharpError, match="no start that could be taken over"):
+        run_train(dataclasses.replace(other, start_from=str(tmp_path / "plain")))
 
 
 def test_a_resumed_run_has_its_start(cube_folder, tmp_path, monkeypatch):
