@@ -121,7 +121,8 @@ def test_what_a_block_takes_is_told():
     _, scene = make_scene(rows=160)
     kernel = fitted(scene)
     block, _, _ = kernel.block(4, ((0, 40), (0, 40)))
-    features = block.features(kernel.model)["learned"]
+    with torch.no_grad():
+        features = block.features(kernel.model)["learned"]
     assert all(part.dtype == torch.float16 for part in features.fine_parts)
     held = sum(part.numel() * 2 for part in features.fine_parts) + 2 * len(TERMS) * 4 * 1600**2
     assert held < kernel.block_bytes < 2 * held
