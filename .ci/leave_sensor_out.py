@@ -42,9 +42,8 @@ def train_kernel(sensor, folder):
     cubes = read_cubes(quality.DATA / "cubes", (sensor,))
     training, validation = split_cubes(cubes, (), SEED)
     photographs = read_photographs(quality.DATA / "rgb")
-    plan = Plan(training, validation, photographs, 0.35, folder / "kernel", MEMBERS, KERNEL_STEPS)
+    plan = Plan(training, validation, photographs, folder / "kernel", members=MEMBERS, steps=KERNEL_STEPS)
     model, _, _ = train_all(plan)
-    model.eval()
     kernel_regression.shipped_model = lambda: model
 
 

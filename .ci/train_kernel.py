@@ -42,7 +42,9 @@ from train_weights import VALIDATED_ON
 
 BUILT = quality.ROOT / "build" / WEIGHTS
 SEED, VALIDATION_SEED, VALIDATION_BLOCKS = 1129, 98, 64
-TITLE = "kernel regression, part of every learned method: {} networks trained apart, side by side"
+TITLE = (
+    "kernel regression, part of every learned method: {} networks, each trained as told here, side by side"
+)
 TAKES = (
     "a pixel's guide and closed-form coefficients, and a scene's coarse pixels (docs/models.md): any sensor"
 )
@@ -52,6 +54,7 @@ MEMBERS = 2
 STEPS, RATE, LEARNED_COMPONENTS = 1500, 2e-3, 6
 """Of a member. More components take longer, and what is learned on six serves twelve as well."""
 PAIRS = PairSettings(guide_noise=0.15)
+PHOTOGRAPHED = 0.35
 
 
 @dataclass(frozen=True)
@@ -61,16 +64,16 @@ class Plan:
     Attributes:
         training, validation: cubes.
         photographs: encoded.
-        photographed: share of the blocks that take their structure from one.
         folder: where states are kept.
+        photographed: share of the blocks that take their structure from a photograph.
         members, steps: their number, and steps of each.
     """
 
     training: list[Cube]
     validation: list[Cube]
     photographs: list[bytes]
-    photographed: float
     folder: Path
+    photographed: float = PHOTOGRAPHED
     members: int = MEMBERS
     steps: int = STEPS
 
@@ -80,7 +83,7 @@ def shipped_plan(photographed):
     check_data(quality.DATA)
     cubes = read_cubes(quality.DATA / "cubes", tuple(HELD_OUT))
     training, validation = split_cubes(cubes, VALIDATED_ON, SEED)
-    return Plan(training, validation, read_photographs(quality.DATA / "rgb"), photographed, BUILT)
+    return Plan(training, validation, read_photographs(quality.DATA / "rgb"), BUILT, photographed)
 
 
 def validation_blocks(plan):
@@ -115,8 +118,8 @@ def train_member(plan, number):
 
 def train_all(plan):
     """Train the members and put them together; return the model, what happened in each, and the seconds."""
-    members, stages, seconds = zip(*(train_member(plan, number) for number in range(plan.members)))
-    return joined(members).eval(), stages, sum(seconds)
+    members, records, seconds = zip(*(train_member(plan, number) for number in range(plan.members)))
+    return joined(members).eval(), records, sum(seconds)
 
 
 @torch.no_grad()
@@ -125,7 +128,7 @@ def validated(plan, model):
     return statistics.fmean(float(kernel_gain(model, block)) for block in validation_blocks(plan))
 
 
-def write(plan, model, stages, seconds):
+def write(plan, model, records, seconds):
     """Write the weights with their card."""
     facts = {
         "data": {
@@ -136,13 +139,13 @@ def write(plan, model, stages, seconds):
             "photographed": plan.photographed,
             "pairs": asdict(PAIRS),
         },
-        "settings": stages[0]["settings"],
+        "settings": records[0]["settings"],
         "components": LEARNED_COMPONENTS,
-        "members": stages,
+        "members": records,
         "seconds": round(seconds, 1),
         "device": "CPU",
     }
-    outcome = TrainOutcome(**{**stages[0]["outcome"], "gain_db": validated(plan, model)})
+    outcome = TrainOutcome(**{**records[0]["outcome"], "gain_db": validated(plan, model)})
     card = weights_card(TITLE.format(plan.members), model, facts, outcome, TAKES)
     model.save_pretrained(BUILT, {"training": facts}, half=True, card=card)
 
@@ -181,7 +184,9 @@ def install():
 def main():
     """Train, or install what was trained."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--photographed", type=float, default=0.35, help="share of blocks from photographs")
+    parser.add_argument(
+        "--photographed", type=float, default=PHOTOGRAPHED, help="share of blocks from photographs"
+    )
     parser.add_argument("--member", type=int, choices=range(MEMBERS), help="train this member, nothing else")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--install", action="store_true", help="copy what was trained, train nothing")

@@ -69,12 +69,14 @@ def choose_tile(
         context: fine pixels beyond a tile that its values depend on.
         pixel_bytes: memory for each fine pixel of a tile and its context, beside one copy of image and guide.
         size: rows and cols of the whole result, where known.
-        fixed_bytes: memory of a step that does not grow with the tile and has ended before `pixel_bytes` are needed.
+        fixed_bytes: memory of a step that does not grow with the tile and has ended before `pixel_bytes` are needed;
+            images of the tile are held beside it.
     """
     budget = max(memory_gb * 2**30 - BASE_MEMORY_BYTES, 0.15 * memory_gb * 2**30)
     if pixel_bytes:
         return _tile_with_context(bands, guide_bands, budget, context, pixel_bytes, size, fixed_bytes)
     tile = 256
+    budget -= fixed_bytes
     while tile < min(1024, 3 * context) and tile_bytes(bands, guide_bands, tile + 256) < 0.5 * budget:
         tile += 256
     return tile

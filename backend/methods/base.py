@@ -52,7 +52,8 @@ class FusionMethod(Configured, ABC):
     pixel_bytes: int = 0
     """Working memory, in bytes for each fine pixel of a tile and its context, beside a copy of image and guide."""
     fixed_bytes: int = 0
-    """Working memory, in bytes, of a step whatever the tile, over before those of `pixel_bytes` are needed."""
+    """Working memory, in bytes, of a step that does not grow with the tile; it has ended before that of `pixel_bytes`
+    is needed."""
     stage_names: tuple[str, ...] = ()
     """What `stages` gives beside the result, in the order in which it is made; empty for a method of one piece."""
     plan: Mapping[str, float] = {}

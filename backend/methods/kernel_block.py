@@ -84,42 +84,41 @@ class KernelBlock:
     centre: Tensor
     scale: Tensor
 
-    def features(self, model: KernelFeatures) -> dict[str, Features]:
-        """Return every kind of features."""
-        found = {}
-        for name, fine in self.fixed.items():
-            found[name] = Features([self._seen(fine)], [fine])
-        learned = Features([], [])
+    def features(self, model: KernelFeatures) -> dict[str, FeatureKind]:
+        """Return every kind of features by name: those of `fixed`, and "learned"."""
+        found = {name: FeatureKind([self._seen(fine)], [fine]) for name, fine in self.fixed.items()}
+        seen, kept = [], []
         for fine in model.views(self.image):
-            learned.coarse_parts.append(self._seen(fine))
+            seen.append(self._seen(fine))
             # By far the largest arrays of a block; half of their digits are enough to predict by.
-            learned.fine_parts.append(fine if fine.requires_grad else fine.half())
-        return {**found, "learned": learned}
+            kept.append(fine if fine.requires_grad else fine.half())
+        return {**found, "learned": FeatureKind(seen, kept)}
 
     def _seen(self, fine: Tensor) -> Tensor:
+        """Return features `[n, rows, cols]` as the HS sensor sees them, `[n, valid pixels]`."""
         return separable(*self.down, fine)[:, self.valid]
 
 
-class Features:
-    """Features of one kind, centred on their mean over the coarse pixels.
+class FeatureKind:
+    """Features of one kind, less their mean over the coarse pixels.
 
     Args:
         coarse_parts: on the coarse pixels, each `[n, valid pixels]`.
         fine_parts: on the fine ones, each `[n, rows, cols]`.
+
+    Attributes:
+        coarse: on the coarse pixels, `[all n, valid pixels]`, less the mean.
+        fine_parts: as given, with the mean.
     """
 
     def __init__(self, coarse_parts: list[Tensor], fine_parts: list[Tensor]) -> None:
-        self.coarse_parts, self.fine_parts = coarse_parts, fine_parts
+        coarse = torch.cat(coarse_parts)
+        self._mean = coarse.mean(dim=1, keepdim=True)
+        self.coarse, self.fine_parts = coarse - self._mean, fine_parts
 
-    def centred(self) -> tuple[Tensor, Tensor]:
-        """Return those of the coarse pixels, `[n, valid pixels]`, and the mean that was taken away, `[n, 1]`."""
-        coarse = torch.cat(self.coarse_parts)
-        mean = coarse.mean(dim=1, keepdim=True)
-        return coarse - mean, mean
-
-    def at(self, rows: Tensor, cols: Tensor, mean: Tensor) -> Tensor:
-        """Return those of some fine pixels, `[n, pixels]`."""
-        return torch.cat([part[:, rows, cols].to(mean) for part in self.fine_parts]) - mean
+    def at(self, rows: Tensor, cols: Tensor) -> Tensor:
+        """Return those of some fine pixels, `[all n, pixels]`, less the mean."""
+        return torch.cat([part[:, rows, cols].to(self._mean) for part in self.fine_parts]) - self._mean
 
 
 def _nearness(
@@ -176,7 +175,8 @@ def _coarse_kernels(block: KernelBlock, coarse: dict[str, Tensor]) -> Tensor:
 
 
 def matrix_bytes(count: int) -> int:
-    """Return the bytes for each pair of coarse pixels that regressing so many components takes at most."""
+    """Return the memory that regressing `count` components takes at most, in bytes for each pair of coarse pixels."""
+    # Every kernel is there twice while they are stacked, and their sum for each component.
     return 4 * (2 * len(TERMS) + count)
 
 
@@ -247,8 +247,7 @@ def regress(
     """
     strength, noise, spread, doubt, share = model.strengths(block.facts)
     features = block.features(model)
-    centred = {name: kind.centred() for name, kind in features.items()}
-    coarse = {name: pair[0] for name, pair in centred.items()}
+    coarse = {name: kind.coarse for name, kind in features.items()}
     check()
     kernels = _coarse_kernels(block, coarse)
     size = kernels.diagonal(dim1=1, dim2=2).mean(dim=1).clamp_min(1e-9)
@@ -271,7 +270,7 @@ def regress(
         check()
         r, c = rows[start : start + CHUNK], cols[start : start + CHUNK]
         there = block.fine_places[0][r], block.fine_places[1][c]
-        fine = {name: kind.at(r, c, centred[name][1]) for name, kind in features.items()}
+        fine = {name: kind.at(r, c) for name, kind in features.items()}
         parts.append(_predict(fine, coarse, there, block, weights))
     result = torch.cat(parts).T
     # The guide's own equation, as far as it holds: a linear-Gaussian update of each pixel.
@@ -279,5 +278,5 @@ def regress(
     system = spreads @ block.mixing.T + torch.diag(block.unexplained * doubt + 1e-6)
     left = block.guide[:, rows, cols] - block.mixing @ result
     result = result + spreads.T @ torch.linalg.solve(system, left)
-    known = block.estimate[:, rows, cols]
-    return known + share[:, None] * (result - known)
+    closed = block.estimate[:, rows, cols]
+    return closed + share[:, None] * (result - closed)

@@ -9,8 +9,9 @@ degradation and f(s) the features of a fine pixel s, coefficients are modelled a
 
 D is applied to the features, so that what is learned on coarse pixels holds for fine ones (change of support, as in
 area-to-point kriging, Kyriakidis, Geographical Analysis 36(3), 2004). Afterwards the guide's own equation, guide =
-A x + error, is met as far as it is known to hold. What the kernels are worth, and the features, is learned from pairs
-with a known truth (`training/kernel.py`); the regression itself is fitted to every scene anew, block by block.
+A x + error, is met as far as it is known to hold, and of the way from the closed form's coefficients to these a share
+is gone. Features, what the kernels are worth, and that share are learned from pairs with a known truth
+(`training/kernel.py`); the regression itself is fitted to every scene anew, block by block.
 """
 
 from __future__ import annotations

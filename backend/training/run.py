@@ -128,6 +128,12 @@ def _check(job: TrainJob) -> None:
         )
     if job.form not in FORMS:
         raise HyperSharpError(f"unknown form {job.form!r}", f"use {' or '.join(FORMS)}", ErrorCode.USAGE)
+    if job.start_from and (job.weights or not job.cubes or job.form == FULL_BAND):
+        raise HyperSharpError(
+            "a start is taken over for new weights in the subspace form, trained on cubes",
+            "leave start_from out",
+            ErrorCode.USAGE,
+        )
     if job.form == FULL_BAND and job.cubes:
         raise HyperSharpError(
             "the full-band form is not trained on cubes: neither the guide nor the bands are settled there",
@@ -299,7 +305,7 @@ def _start_count(job: TrainJob) -> int:
 def _give_start(
     stream: ExampleStream, job: TrainJob, nets: Sequence[PretrainedModel | None], control: Control
 ) -> None:
-    """Give the networks the weights that fit the first examples best; training then goes on with these."""
+    """Give the networks the start of other weights, or what fits the first examples best; training goes on with it."""
     count = _start_count(job)
     if job.start_from:
         start = _start_of(job.start_from)
@@ -313,7 +319,7 @@ def _give_start(
 
 
 def _start_of(name: str) -> Tensor:
-    """Return the start of other weights.
+    """Return the start of other weights, of `START_SHAPE`.
 
     Raises:
         HyperSharpError: code `no_weights`; they cannot be read, or have none of the present shape.

@@ -98,9 +98,7 @@ def test_it_is_the_mean_of_the_gaussian_process_that_it_states(monkeypatch):
     rows, cols = (g.flatten() for g in torch.meshgrid(torch.arange(40), torch.arange(40), indexing="ij"))
     with torch.no_grad():
         found = regress(model, block, rows, cols).double()
-        kinds = block.features(model).items()
-        everywhere = {n: kind.at(rows, cols, kind.centred()[1]) for n, kind in kinds}
-        features = {n: values.double() for n, values in everywhere.items()}
+        features = {n: kind.at(rows, cols).double() for n, kind in block.features(model).items()}
     down = torch.kron(block.down[0].double(), block.down[1].double())
     coarse, cross = torch.zeros(100, 100).double(), torch.zeros(1600, 100).double()
     variances = {"expanded": 1.0, "learned": math.exp(-0.5)}

@@ -216,6 +216,7 @@ def test_tiles_with_context_are_as_large_as_memory_allows():
     ]
     assert beside[0] == beside[1] == 768 and beside[2] < 768
     assert choose_tile(100, 1, 2.0) == 256  # without context, as ever
+    assert choose_tile(100, 1, 4.0, context=300) > choose_tile(100, 1, 4.0, 300, fixed_bytes=3 * 10**9)
 
 
 @pytest.mark.parametrize("window", [1, 5, 15])

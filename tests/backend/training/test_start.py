@@ -208,6 +208,9 @@ def test_training_begins_with_the_fit_and_goes_on_without_one(cube_folder, tmp_p
     plain.save_pretrained(tmp_path / "plain")
     with pytest.raises(HyperSharpError, match="no start that could be taken over"):
         run_train(dataclasses.replace(other, start_from=str(tmp_path / "plain")))
+    for wrong in ({"weights": str(tmp_path / "w")}, {"cubes": None, "hs": "hs.tif", "guide": "pan.tif"}):
+        with pytest.raises(HyperSharpError, match="a start is taken over for new weights"):
+            run_train(dataclasses.replace(other, **wrong))
 
 
 def test_a_resumed_run_has_its_start(cube_folder, tmp_path, monkeypatch):
