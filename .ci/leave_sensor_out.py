@@ -43,7 +43,7 @@ def train_kernel(sensor, folder):
     training, validation = split_cubes(cubes, (), SEED)
     photographs = read_photographs(quality.DATA / "rgb")
     plan = Plan(training, validation, photographs, folder / "kernel", members=MEMBERS, steps=KERNEL_STEPS)
-    model, _, _ = train_all(plan)
+    model, *_ = train_all(plan)
     kernel_regression.shipped_model = lambda: model
 
 

@@ -4,10 +4,13 @@
     .venv/bin/python .ci/train_kernel.py               train or go on, in build/kernel, then write the weights there
     .venv/bin/python .ci/train_kernel.py --member 1    train or go on with one member only: members may be trained
                                                        side by side, by so many processes, before all else
+    .venv/bin/python .ci/train_kernel.py --few         train what ships anew for scenes of few pixels alone, the last
+                                                       stage of the training (some minutes; starts over if stopped)
     .venv/bin/python .ci/train_kernel.py --install     copy what was trained into resources/weights
 
 Members are networks trained apart, on other pairs, and put side by side. The same cubes and photographs as the
-networks' (train_weights.py), before which it comes.
+networks' (train_weights.py), before which it comes. The last stage learns what a lack of pixels changes; all else
+stays as it is.
 """
 
 from __future__ import annotations
@@ -26,11 +29,19 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 import quality_table as quality
 from hypersharp.backend.control import Control
-from hypersharp.backend.methods.kernel_regression import WEIGHTS
+from hypersharp.backend.methods.kernel_regression import KERNEL_COMPONENTS, WEIGHTS
 from hypersharp.backend.models.kernel_features import KernelFeatures, joined
+from hypersharp.backend.models.pretrained import from_pretrained, read_config
 from hypersharp.backend.training.card import weights_card
 from hypersharp.backend.training.cubes import Cube, read_cubes
-from hypersharp.backend.training.kernel import CONFIG, KernelStream, KernelTrainer, kernel_gain
+from hypersharp.backend.training.kernel import (
+    CONFIG,
+    FewPixelsStream,
+    FewPixelsTrainer,
+    KernelStream,
+    KernelTrainer,
+    kernel_gain,
+)
 from hypersharp.backend.training.pairs import PairSettings
 from hypersharp.backend.training.photographs import read_photographs
 from hypersharp.backend.training.run import split_cubes
@@ -41,7 +52,7 @@ from pages import check_data
 from train_weights import VALIDATED_ON
 
 BUILT = quality.ROOT / "build" / WEIGHTS
-SEED, VALIDATION_SEED, VALIDATION_BLOCKS = 1129, 98, 64
+SEED, VALIDATION_SEED, VALIDATION_BLOCKS, FEW_BLOCKS = 1129, 98, 64, 96
 TITLE = (
     "kernel regression, part of every learned method: {} networks, each trained as told here, side by side"
 )
@@ -55,6 +66,7 @@ STEPS, RATE, LEARNED_COMPONENTS = 1500, 2e-3, 6
 """Of a member. More components take longer, and what is learned on six serves twelve as well."""
 PAIRS = PairSettings(guide_noise=0.15)
 PHOTOGRAPHED = 0.35
+FEW_STEPS, FEW_RATE, FEW_SEED = 300, 2e-3, 1142
 
 
 @dataclass(frozen=True)
@@ -67,6 +79,7 @@ class Plan:
         folder: where states are kept.
         photographed: share of the blocks that take their structure from a photograph.
         members, steps: their number, and steps of each.
+        few_steps: of the last stage.
     """
 
     training: list[Cube]
@@ -76,6 +89,7 @@ class Plan:
     photographed: float = PHOTOGRAPHED
     members: int = MEMBERS
     steps: int = STEPS
+    few_steps: int = FEW_STEPS
 
 
 def shipped_plan(photographed):
@@ -119,7 +133,39 @@ def train_member(plan, number):
 def train_all(plan):
     """Train the members and put them together; return the model, what happened in each, and the seconds."""
     members, records, seconds = zip(*(train_member(plan, number) for number in range(plan.members)))
-    return joined(members).eval(), records, sum(seconds)
+    model = joined(members)
+    few, more = train_few(plan, model)
+    return model, records, few, sum(seconds) + more
+
+
+def train_few(plan, model):
+    """Train the last stage, scenes of few pixels; return what happened, for the card, and the seconds."""
+    started = time.monotonic()
+    more = {"photographs": plan.photographs, "photographed": plan.photographed}
+    stream = FewPixelsStream(plan.training, PAIRS, KERNEL_COMPONENTS, FEW_SEED, window=256, renew=1, **more)
+    judged = FewPixelsStream(plan.validation, PAIRS, KERNEL_COMPONENTS, VALIDATION_SEED)
+    settings = TrainSettings(
+        plan.few_steps,
+        4,
+        learning_rate=FEW_RATE,
+        average=0.97,
+        seed=FEW_SEED,
+        validate_every=max(1, plan.few_steps // 6),
+        mixed=False,
+    )
+    trainer = FewPixelsTrainer(model, stream, settings, [judged.example(i) for i in range(FEW_BLOCKS)])
+    trainer.validate()
+
+    def say(step, gain):
+        gains = [trainer.score(model.eval(), block) for block in trainer.validation]
+        print(f"few pixels, step {step}: {gain:+.3f} dB on validation, worst {min(gains):+.2f}", flush=True)
+
+    outcome = trainer.run(Control(), on_validation=say)
+    trainer.load_best()
+    model.eval()
+    record = {"settings": asdict(settings), "components": KERNEL_COMPONENTS, "outcome": asdict(outcome)}
+    seconds = time.monotonic() - started
+    return {**record, "seconds": round(seconds, 1)}, seconds
 
 
 @torch.no_grad()
@@ -128,7 +174,17 @@ def validated(plan, model):
     return statistics.fmean(float(kernel_gain(model, block)) for block in validation_blocks(plan))
 
 
-def write(plan, model, records, seconds):
+def train_few_anew(plan):
+    """Train the last stage of what ships anew; return the same as `train_all`."""
+    model = from_pretrained(SHIPPED / WEIGHTS, KernelFeatures)
+    known = read_config(SHIPPED / WEIGHTS)["training"]
+    with torch.no_grad():
+        model.table[-1] = 0.0
+    few, seconds = train_few(plan, model)
+    return model, known["members"], few, known["seconds"] - known.get("few", {}).get("seconds", 0.0) + seconds
+
+
+def write(plan, model, records, few, seconds):
     """Write the weights with their card."""
     facts = {
         "data": {
@@ -142,6 +198,7 @@ def write(plan, model, records, seconds):
         "settings": records[0]["settings"],
         "components": LEARNED_COMPONENTS,
         "members": records,
+        "few": few,
         "seconds": round(seconds, 1),
         "device": "CPU",
     }
@@ -189,6 +246,7 @@ def main():
     )
     parser.add_argument("--member", type=int, choices=range(MEMBERS), help="train this member, nothing else")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--few", action="store_true", help="train the last stage of what ships anew")
     parser.add_argument("--install", action="store_true", help="copy what was trained, train nothing")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -199,7 +257,7 @@ def main():
     if options.member is not None:
         train_member(plan, options.member)
     else:
-        write(plan, *train_all(plan))
+        write(plan, *(train_few_anew(plan) if options.few else train_all(plan)))
 
 
 if __name__ == "__main__":

@@ -42,7 +42,7 @@ from ..scene import MomentAccumulator, Scene, Tile
 from ..weights import SHIPPED
 from .context import inner
 from .injection import ridge_solve
-from .kernel_block import KernelBlock, matrix_bytes, regress
+from .kernel_block import KernelBlock, matrix_bytes, regress_area
 from .learned_planes import LIMIT, MANY_BANDS, ComponentStatistics, Subspace, expanded
 from .linear_model import ROUNDING
 from .lmmse import LMMSE
@@ -56,9 +56,13 @@ GUIDE_INPUTS, ESTIMATE_INPUTS = 3, 6
 INPUTS = GUIDE_INPUTS + ESTIMATE_INPUTS + 2
 """Planes that the features are made of: axes of the guide's logarithms, the closed form's coefficients, ratio and
 noise."""
-FACTS = 10
+FACTS = 11
 """Numbers that are known of a component: 1, explained share, roughness, detail over scale, place, ratio, guide bands,
-noise, what is left unexplained (logarithm), pixels to learn from (logarithm)."""
+noise, what is left unexplained (logarithm), pixels to learn from (logarithm), and by how much (logarithm) these are
+fewer than `FEW_PIXELS`."""
+FEW_PIXELS = 144
+"""With fewer valid coarse pixels than this in a block, what was learned on larger ones is corrected by the last fact,
+which is 0 elsewhere and was learned on small scenes alone."""
 BLOCK, MARGIN, OVERLAP = 28, 6, 3
 """Coarse pixels of a block at most, around it that are regressed on as well, and over which blocks blend."""
 LEAST_PIXELS = 16
@@ -126,7 +130,7 @@ class KernelRegression:
         for size in self.scene.coarse_shape:
             known *= min(size, BLOCK + 2 * MARGIN)
             fine *= min(size, BLOCK + 2 * (MARGIN + context)) * self.scene.ratio
-        return known**2 * matrix_bytes(KERNEL_COMPONENTS) + fine * self.model.pixel_bytes
+        return matrix_bytes(KERNEL_COMPONENTS, known) + fine * self.model.pixel_bytes
 
     @property
     def _reach(self) -> float:
@@ -185,17 +189,15 @@ class KernelRegression:
     def _solve(self, count: int, block: tuple[Range, Range]) -> Tensor:
         made, estimate, window = self.block(count, block)
         area = [_predicted(b, s, self.scene.ratio) for b, s in zip(block, self.scene.coarse_shape)]
-        rows, cols = (torch.arange(a[0] - w[0], a[1] - w[0]) for a, w in zip(area, window))
-        own = estimate[:, rows[0] : rows[-1] + 1, cols[0] : cols[-1] + 1]
+        rows, cols = (slice(a[0] - w[0], a[1] - w[0]) for a, w in zip(area, window))
+        own = estimate[:, rows, cols]
         if made is None:
             return own
-        y, x = torch.meshgrid(rows, cols, indexing="ij")
-        found = regress(self.model, made, y.flatten(), x.flatten(), self.control.check)
+        found = regress_area(self.model, made, rows, cols, self.control.check)
         if found is None or not bool(torch.isfinite(found).all()):
             return own
-        found = (made.centre[:, None] + made.scale[:, None] * found).view(own.shape)
-        known = made.known[rows[0] : rows[-1] + 1, cols[0] : cols[-1] + 1]
-        return torch.where(known, found, own)
+        found = made.centre[:, None, None] + made.scale[:, None, None] * found
+        return torch.where(made.known[rows, cols], found, own)
 
     def block(
         self, count: int, block: tuple[Range, Range]
@@ -291,6 +293,7 @@ class KernelRegression:
                 noise.clamp(LEAST_NOISE, 10.0).log() / 5,
                 (1.0 - of(known.explained)).clamp(LEAST_UNEXPLAINED, 1.0).log() / 5,
                 same * math.log(pixels / MANY_PIXELS) / 2,
+                same * max(0.0, math.log(FEW_PIXELS / pixels)) / 2,
             ],
             dim=1,
         )

@@ -188,6 +188,10 @@ class ExampleStream:
         self.draw_prior = draw_prior
         self._kept: OrderedDict[int, Example] = OrderedDict()
 
+    def settled(self, dice: Dice) -> PairSettings:
+        """Return what the next pair is drawn by."""
+        return self.settings
+
     def make(self, pair: TrainingPair, dice: Dice) -> Example:
         """Return what a network learns from a pair."""
         return make_example(pair, self.components, self.draw_prior)
@@ -207,7 +211,7 @@ class ExampleStream:
             try:
                 if self.photographs:
                     cube = self._photographed(cube, Dice(generator))
-                pair = draw_pair(cube, self.settings, generator)
+                pair = draw_pair(cube, self.settled(Dice(generator)), generator)
                 example = self.make(pair, Dice(generator))
             except (ValueError, RuntimeError, ArithmeticError) as error:
                 reason = str(error)

@@ -8,7 +8,8 @@ good on the fine pixels. The weights are small, so that few cubes teach them.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -19,15 +20,17 @@ from ..methods.kernel_regression import FACTS, INPUTS, KernelRegression
 from ..methods.learned_base import fit_base
 from ..models.kernel_features import KernelConfig, KernelFeatures
 from ..models.pretrained import PretrainedModel
-from .examples import MOST_BANDS, ExampleStream
-from .pairs import Dice, TrainingPair
-from .trainer import Trainer
+from .examples import MOST_BANDS, Example, ExampleStream
+from .pairs import Dice, PairSettings, TrainingPair
+from .trainer import Trainer, TrainSettings
 
 SIDES = (10, 16)
 """Coarse pixels along a block's side, at least and at most; its surroundings come on top."""
 PIXELS = 900
 """Fine pixels of a block on which it is judged."""
 LEAST_PIXELS = 100
+FEW_SIDES, FEW_RATIOS = (4, 11), (3, 4, 5, 6, 8, 10)
+"""Coarse pixels along the sides of a scene of few pixels, and its ratios."""
 WORST_DB = -6.0
 """A block that loses more than this teaches no more than one that loses this: some few would rule."""
 CONFIG = KernelConfig(INPUTS, len(TERMS), FACTS, dilations=(1, 1, 1, 1))
@@ -122,7 +125,7 @@ def kernel_gain(model: KernelFeatures, example: KernelExample) -> Tensor:
     """Return by how many dB the mean PSNR over the bands is above the closed form's (a scalar)."""
     found = regress(model, example.block, example.rows, example.cols)
     if found is None:
-        return torch.zeros(())
+        return 0.0 * model.table.sum()  # which a gradient can be taken of
     change = found - example.block.estimate[:, example.rows, example.cols]
     left = example.error - example.basis @ change
     before, after = example.error.square().mean(dim=1), left.square().mean(dim=1)
@@ -143,3 +146,39 @@ class KernelTrainer(Trainer):
     def _loss(self, crop: KernelExample) -> Tensor:  # type: ignore[override]
         gain = kernel_gain(self.model, crop)  # type: ignore[arg-type]
         return -gain.clamp_min(WORST_DB)
+
+
+class FewPixelsStream(KernelStream):
+    """A stream of scenes of a few coarse pixels each."""
+
+    def settled(self, dice: Dice) -> PairSettings:
+        """Return what the next pair is drawn by: a scene of `FEW_SIDES` coarse pixels a side."""
+        ratio = FEW_RATIOS[dice.integer(0, len(FEW_RATIOS) - 1)]
+        return replace(self.settings, ratios=(ratio,), side=ratio * dice.integer(*FEW_SIDES))
+
+
+class FewPixelsTrainer(KernelTrainer):
+    """A run that trains what a lack of pixels changes (the last fact's weights), and nothing else.
+
+    Results on blocks of at least `FEW_PIXELS` stay as they are. A loss against the closed form counts twice: a scene
+    that is too small to learn from should be left alone.
+    """
+
+    def __init__(
+        self,
+        model: KernelFeatures,
+        stream: FewPixelsStream,
+        settings: TrainSettings,
+        validation: Sequence[Example],
+    ) -> None:
+        for parameter in model.parameters():
+            parameter.requires_grad_(parameter is model.table)
+        last = torch.zeros_like(model.table)
+        last[-1] = 1.0
+        model.table.register_hook(lambda gradient: gradient * last)
+        super().__init__(model, stream, settings, validation)
+
+    def _loss(self, crop: KernelExample) -> Tensor:  # type: ignore[override]
+        self.model.eval()  # the features are settled: those of all orientations, as in use
+        gain = kernel_gain(self.model, crop).clamp_min(WORST_DB)  # type: ignore[arg-type]
+        return torch.relu(-gain) - gain

@@ -11,10 +11,11 @@ from hypersharp.backend.degradation import decimation_matrix, degrade, gaussian_
 from hypersharp.backend.errors import Cancelled, ErrorCode, HyperSharpError
 from hypersharp.backend.io.source import TensorSource
 from hypersharp.backend.methods import kernel_block, kernel_regression
-from hypersharp.backend.methods.kernel_block import TERMS, regress
+from hypersharp.backend.methods.kernel_block import CHUNK, TERMS, regress, regress_area
 from hypersharp.backend.methods.kernel_regression import (
     BLOCK,
     FACTS,
+    FEW_PIXELS,
     GUIDE_INPUTS,
     INPUTS,
     OVERLAP,
@@ -84,6 +85,7 @@ def test_it_is_the_mean_of_the_gaussian_process_that_it_states(monkeypatch):
     """Kernels that hold everywhere, against the textbook formula with every fine pixel's covariance written out."""
     _, scene = make_scene(rows=40)
     monkeypatch.setattr(kernel_block, "TERMS", (("expanded", math.inf), ("learned", math.inf)))
+    monkeypatch.setattr(kernel_block, "LEFT_OUT", 0.0)
     model = tiny_model(terms=2)
     with torch.no_grad():
         model.table.zero_()
@@ -98,6 +100,7 @@ def test_it_is_the_mean_of_the_gaussian_process_that_it_states(monkeypatch):
     rows, cols = (g.flatten() for g in torch.meshgrid(torch.arange(40), torch.arange(40), indexing="ij"))
     with torch.no_grad():
         found = regress(model, block, rows, cols).double()
+        area = regress_area(model, block, slice(0, 40), slice(0, 40)).flatten(1).double()
         features = {n: kind.at(rows, cols).double() for n, kind in block.features(model).items()}
     down = torch.kron(block.down[0].double(), block.down[1].double())
     coarse, cross = torch.zeros(100, 100).double(), torch.zeros(1600, 100).double()
@@ -112,17 +115,79 @@ def test_it_is_the_mean_of_the_gaussian_process_that_it_states(monkeypatch):
         system = coarse + (noise + float(block.noise[k])) * torch.eye(100)
         expected = cross @ torch.linalg.solve(system, block.target[k].double())
         assert float((found[k] - expected).norm() / expected.norm()) < 1e-3
+        assert float((area[k] - expected).norm() / expected.norm()) < 1e-3
+
+
+@pytest.mark.parametrize(("left_out", "allowed"), [(0.0, 1e-4), (kernel_block.LEFT_OUT, 5e-3)])
+def test_an_area_comes_out_as_its_pixels_do(monkeypatch, left_out, allowed):
+    """All kernels, gaps and a shift, by products over the axes and by pairs of pixels."""
+    _, scene = make_scene(rows=96, gap=(slice(40, 60), slice(32, 56)))
+    kernel = fitted(scene, kernel_regression.shipped_model())
+    kernel.closed.registration = dataclasses.replace(kernel.closed.registration, shift=(0.4, -0.3))
+    block, _, _ = kernel.block(4, ((0, 24), (0, 24)))
+    assert not bool(block.valid.all())
+    monkeypatch.setattr(kernel_block, "LEFT_OUT", left_out)
+    monkeypatch.setattr(kernel_block, "AREA_CHUNK", 100)  # a few rows at once, the last ones fewer
+    rows, cols = slice(3, 80), slice(10, 43)
+    y, x = torch.meshgrid(torch.arange(3, 80), torch.arange(10, 43), indexing="ij")
+    with torch.no_grad():
+        area = regress_area(kernel.model, block, rows, cols)
+        pixels = regress(kernel.model, block, y.flatten(), x.flatten()).view_as(area)
+    assert float(((area - pixels).square().mean() / pixels.var()).sqrt()) < allowed
+
+
+def test_features_that_say_the_same_are_taken_together():
+    """Eight orientations of all features on few pixels: far fewer are left, and products stay."""
+    _, scene = make_scene(rows=64)
+    kernel = fitted(scene, kernel_regression.shipped_model())
+    block, _, _ = kernel.block(3, ((0, 16), (0, 16)))
+    rows = torch.arange(8, 40)
+    with torch.no_grad():
+        kind = block.features(kernel.model)["learned"]
+        before = kind.at(rows, rows).T @ kind.coarse
+        count = len(kind.coarse)
+        kind.narrow(1e-6)
+        after = kind.at(rows, rows).T @ kind.coarse
+    assert len(kind.coarse) < count / 2
+    assert float((after - before).norm() / before.norm()) < 2e-3
+
+
+def test_kernels_are_summed_the_same_by_chunks():
+    _, scene = make_scene(rows=100)
+    kernel = fitted(scene)
+    block, _, _ = kernel.block(3, ((0, 25), (0, 25)))
+    assert block.target.shape[1] > CHUNK  # or nothing is tested
+    with torch.no_grad():
+        strength, *_ = kernel.model.strengths(block.facts)
+        coarse = {name: kind.coarse for name, kind in block.features(kernel.model).items()}
+        parts = kernel_block._alike(block, coarse, strength)
+        sizes = kernel_block._sizes(block, coarse)
+    whole = kernel_block._alike(block, coarse, strength.requires_grad_()).detach()
+    assert torch.allclose(parts, whole, atol=1e-5 * float(whole.abs().max()))
+    kernels = kernel_block._coarse_kernels(block, coarse, slice(None))
+    assert torch.allclose(sizes, kernels.diagonal(dim1=1, dim2=2).mean(dim=1), rtol=1e-4)
+
+
+def test_only_blocks_of_few_pixels_are_told_so():
+    facts = {}
+    for side in (5, 12, 30):
+        _, scene = make_scene(rows=side * RATIO)
+        block, _, _ = fitted(scene).block(2, ((0, side), (0, side)))
+        facts[side] = float(block.facts[0, -1])
+    assert facts[5] == pytest.approx(math.log(FEW_PIXELS / 25) / 2)
+    assert facts[12] == facts[30] == 0.0
 
 
 def test_what_a_block_takes_is_told():
-    """Arrays of the size of what dominates: every kernel twice, and all features in half precision."""
+    """Arrays of the size of what dominates: components' matrices, kernels of a chunk, features in half precision."""
     _, scene = make_scene(rows=160)
     kernel = fitted(scene)
     block, _, _ = kernel.block(4, ((0, 40), (0, 40)))
     with torch.no_grad():
         features = block.features(kernel.model)["learned"]
     assert all(part.dtype == torch.float16 for part in features.fine_parts)
-    held = sum(part.numel() * 2 for part in features.fine_parts) + 2 * len(TERMS) * 4 * 1600**2
+    kernels = 2 * len(TERMS) * CHUNK + kernel_regression.KERNEL_COMPONENTS * 1600
+    held = sum(part.numel() * 2 for part in features.fine_parts) + 4 * 1600 * kernels
     assert held < kernel.block_bytes < 2 * held
     small = fitted(make_scene(rows=48)[1])
     assert small.block_bytes < kernel.block_bytes / 20

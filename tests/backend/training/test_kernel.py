@@ -20,6 +20,10 @@ from hypersharp.backend.models.kernel_features import (
 from hypersharp.backend.models.pretrained import from_pretrained
 from hypersharp.backend.training.kernel import (
     CONFIG,
+    FEW_RATIOS,
+    FEW_SIDES,
+    FewPixelsStream,
+    FewPixelsTrainer,
     KernelStream,
     KernelTrainer,
     kernel_gain,
@@ -102,6 +106,33 @@ def test_a_resumed_run_ends_the_same(cubes, tmp_path):
     assert second.history == whole.history
     for key, value in whole.model.state_dict().items():
         assert torch.equal(second.model.state_dict()[key], value)
+
+
+def test_the_stage_of_few_pixels_draws_small_scenes(cubes):
+    stream = FewPixelsStream(cubes[:3], PAIRS, 3, 5)
+    seen = {(e.block.valid.shape, e.block.valid.numel()) for e in (stream.example(i) for i in range(12))}
+    sides = {side for shape, _ in seen for side in shape}
+    assert sides <= set(range(FEW_SIDES[0], FEW_SIDES[1] + 1)) and len(sides) > 3
+    ratios = {stream.settled(Dice(torch.Generator().manual_seed(i))).ratios for i in range(60)}
+    assert ratios == {(r,) for r in FEW_RATIOS}
+
+
+def test_the_stage_of_few_pixels_changes_nothing_elsewhere(cubes):
+    stream = FewPixelsStream(cubes[:3], PAIRS, 3, 5, window=4, renew=1000)
+    few, whole = stream.example(0), KernelStream(cubes[:3], PAIRS, 3, 5).example(0)
+    assert few.block.valid.sum() < 144 == whole.block.valid.sum()
+    model = tiny().eval()
+    with torch.no_grad():
+        before = [float(kernel_gain(model, made)) for made in (few, whole)]
+    table = model.table.detach().clone()
+    settings = dataclasses.replace(SETTINGS, steps=8, learning_rate=0.05)
+    trainer = FewPixelsTrainer(model, stream, settings, [few])
+    trainer.run(Control())
+    assert torch.equal(model.table[:-1], table[:-1]) and not torch.equal(model.table[-1], table[-1])
+    model.eval()
+    with torch.no_grad():
+        after = [float(kernel_gain(model, made)) for made in (few, whole)]
+    assert after[1] == pytest.approx(before[1], abs=1e-5) and abs(after[0] - before[0]) > 1e-3
 
 
 def test_a_shifted_pair_is_judged_on_the_guides_ground(cubes):
