@@ -386,6 +386,8 @@ def _solve(
     features = block.features(model)
     check()
     if left_out is not None:
+        if not bool(torch.isfinite(features["learned"].coarse).all()):
+            return None  # of which no axes can be found
         features["learned"].narrow(left_out)
     coarse = {name: kind.coarse for name, kind in features.items()}
     size = _sizes(block, coarse).clamp_min(1e-9)

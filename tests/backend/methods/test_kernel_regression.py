@@ -294,6 +294,16 @@ def test_what_cannot_be_solved_is_left_to_the_closed_form(monkeypatch):
     assert torch.allclose(whole(kernel), estimate[:4])
 
 
+def test_features_that_are_no_numbers_are_left_to_the_closed_form():
+    _, scene = make_scene(rows=48)
+    kernel = fitted(scene)
+    with torch.no_grad():
+        kernel.model.body[0].bias.fill_(math.inf)
+    tile = scene.tile((0, 48), (0, 48), kernel.closed.halo)
+    estimate = kernel.subspace.coefficients(kernel.closed.fuse(tile))
+    assert torch.allclose(whole(kernel), estimate[:4])
+
+
 def test_a_flat_guide_and_a_guide_of_many_bands_are_taken():
     for bands in (1, 8):
         _, scene = make_scene(rows=64, guide_bands=bands)
