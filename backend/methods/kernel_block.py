@@ -39,8 +39,10 @@ JITTERS = (2e-4, 5e-3, 5e-2)
 """Share of the kernels' variance that is added to the noise, tried in turn until the system can be solved."""
 CHUNK = 512
 """Pixels whose kernels are held at once."""
-AREA_CHUNK = 2048
+AREA_CHUNK = 1024
 """Fine pixels of an area that are predicted at once."""
+FEW_FEATURES = 24
+"""Features of a kind up to which an area is predicted feature by feature, not by pairs of pixels."""
 LEFT_OUT = 1e-5
 """Share of the learned features' variance that an area may be predicted without."""
 
@@ -295,6 +297,7 @@ def _predict_area(
 
     The same as `_predict`, in less time: how near two pixels are is a product over the axes, so that what coarse
     pixels say, feature by feature, is spread along the rows, then along the columns, and meets the features last.
+    Where features are many, pairs of pixels are quicker.
 
     Args:
         features: by name.
@@ -318,7 +321,7 @@ def _predict_area(
 
     found = weights.new_zeros(count, height, width)
     everywhere: dict[str, Tensor] = {}
-    local = []
+    local, pairs = [], []
     for (name, length), weight in zip(TERMS, weights):
         if name == SMOOTH:
             wide = length**2 + block.psf
@@ -326,6 +329,8 @@ def _predict_area(
             found += spread * (length**2 / wide)
         elif length == EVERYWHERE:
             everywhere[name] = everywhere.get(name, 0.0) + features[name].coarse @ weight
+        elif len(features[name].coarse) > FEW_FEATURES:
+            pairs.append((name, length**2, weight))
         else:
             said = weight.T[:, None] * features[name].coarse[None]
             # [h, w, K * n]: rows are spread by one product of matrices.
@@ -343,6 +348,11 @@ def _predict_area(
             spread = (near(1, variance) @ along).view(len(along), width, count, -1)
             met = spread.mul_(fine[name].permute(1, 2, 0)[:, :, None]).sum(dim=3)
             found[:, part] += met.permute(2, 0, 1)
+        there = places[0][part].repeat_interleave(width), places[1].repeat(part.stop - part.start)
+        products = {n: fine[n].flatten(1).T @ features[n].coarse for n in {name for name, _, _ in pairs}}
+        for name, variance, weight in pairs:
+            alike = _nearness(there, block.coarse_places, block.valid, variance).mul_(products[name])
+            found[:, part] += (alike @ weight).T.view(count, -1, width)
     return found
 
 
