@@ -8,8 +8,6 @@ from typing import Any, Optional
 from qgis.core import (
     QgsProcessingContext,
     QgsProcessingOutputNumber,
-    QgsProcessingParameterFileDestination,
-    QgsProcessingParameterFolderDestination,
     QgsProcessingParameterRasterLayer,
 )
 
@@ -68,22 +66,7 @@ class AssessAlgorithm(HyperSharpAlgorithm):
         self.add(enum_parameter("METHOD", tr("Method"), [UNKNOWN_METHOD, *method_ids()], UNKNOWN_METHOD))
         self.add_device()
         self.add_run_options()
-        self.add(
-            QgsProcessingParameterFileDestination(
-                "REPORT", tr("Report"), tr("HTML files (*.html)"), optional=True, createByDefault=True
-            )
-        )
-        self.add(
-            QgsProcessingParameterFileDestination(
-                "METRICS", tr("Metrics"), tr("JSON files (*.json)"), optional=True, createByDefault=False
-            )
-        )
-        self.add(
-            QgsProcessingParameterFolderDestination(
-                "MAPS", tr("Error maps"), optional=True, createByDefault=False
-            ),
-            advanced=True,
-        )
+        self.add_findings()
         for name, title in (
             ("HQNR", tr("HQNR at full resolution")),
             ("SAM", tr("Spectral angle against the reference, else at reduced resolution [degrees]")),

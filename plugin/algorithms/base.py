@@ -15,6 +15,8 @@ from qgis.core import (
     QgsProcessingFeedback,
     QgsProcessingParameterDefinition,
     QgsProcessingParameterEnum,
+    QgsProcessingParameterFileDestination,
+    QgsProcessingParameterFolderDestination,
     QgsProcessingParameterNumber,
     QgsRasterLayer,
     QgsReferencedRectangle,
@@ -133,6 +135,25 @@ class HyperSharpAlgorithm(QgsProcessingAlgorithm):
         """Add DEVICE."""
         self.add(
             enum_parameter("DEVICE", tr("Device"), list(settings.DEVICES), "auto"),
+        )
+
+    def add_findings(self) -> None:
+        """Add where to write what was found out of the quality: REPORT, METRICS and MAPS."""
+        self.add(
+            QgsProcessingParameterFileDestination(
+                "REPORT", tr("Report"), tr("HTML files (*.html)"), optional=True, createByDefault=True
+            )
+        )
+        self.add(
+            QgsProcessingParameterFileDestination(
+                "METRICS", tr("Metrics"), tr("JSON files (*.json)"), optional=True, createByDefault=False
+            )
+        )
+        self.add(
+            QgsProcessingParameterFolderDestination(
+                "MAPS", tr("Error maps"), optional=True, createByDefault=False
+            ),
+            advanced=True,
         )
 
     def add_run_options(self) -> None:

@@ -13,8 +13,6 @@ from qgis.core import (
     QgsProcessingOutputNumber,
     QgsProcessingParameterBoolean,
     QgsProcessingParameterExtent,
-    QgsProcessingParameterFileDestination,
-    QgsProcessingParameterFolderDestination,
     QgsProcessingParameterNumber,
     QgsProcessingParameterRasterDestination,
     QgsProcessingParameterRasterLayer,
@@ -118,22 +116,7 @@ class FuseAlgorithm(HyperSharpAlgorithm):
         self.add(QgsProcessingParameterBoolean("OVERVIEWS", tr("Build overviews"), False), advanced=True)
         self.add(QgsProcessingParameterBoolean("ASSESS", tr("Assess the quality"), True))
         self.add(QgsProcessingParameterRasterDestination("OUTPUT", tr("Fused")))
-        self.add(
-            QgsProcessingParameterFileDestination(
-                "REPORT", tr("Report"), tr("HTML files (*.html)"), optional=True, createByDefault=True
-            )
-        )
-        self.add(
-            QgsProcessingParameterFileDestination(
-                "METRICS", tr("Metrics"), tr("JSON files (*.json)"), optional=True, createByDefault=False
-            )
-        )
-        self.add(
-            QgsProcessingParameterFolderDestination(
-                "MAPS", tr("Error maps"), optional=True, createByDefault=False
-            ),
-            advanced=True,
-        )
+        self.add_findings()
         for name, title in (
             ("SAM", tr("Spectral angle at reduced resolution [degrees]")),
             ("ERGAS", tr("ERGAS at reduced resolution")),
