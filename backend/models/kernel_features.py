@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from .pretrained import PretrainedModel, register_model
 
@@ -105,9 +106,33 @@ class KernelFeatures(PretrainedModel):
         for i in orientations:
             turned = torch.rot90(image, i % 4, (1, 2))
             turned = turned.flip(2) if i >= 4 else turned
-            seen = self.body(turned[None].contiguous())[0] * scale
+            seen = self._seen(turned[None].contiguous())[0] * scale
             seen = seen.flip(2) if i >= 4 else seen
             yield torch.rot90(seen, -(i % 4), (1, 2))
+
+    def _seen(self, image: Tensor) -> Tensor:
+        """Return what the body makes of `[1, inputs, rows, cols]`, member by member.
+
+        A CPU takes half as long again for convolutions in groups.
+        """
+        found = []
+        for member in range(self.config.members):
+            hidden = image
+            for layer in self.body:
+                if isinstance(layer, nn.Conv2d):
+                    count = layer.out_channels // self.config.members
+                    own = slice(member * count, (member + 1) * count)
+                    hidden = functional.conv2d(
+                        hidden,
+                        layer.weight[own],
+                        None if layer.bias is None else layer.bias[own],
+                        padding=layer.padding,
+                        dilation=layer.dilation,
+                    )
+                else:
+                    hidden = layer(hidden)
+            found.append(hidden)
+        return torch.cat(found, dim=1)
 
     def strengths(self, facts: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Return what to expect of each component, from what is known of it, `[K, facts]`.

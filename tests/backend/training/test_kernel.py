@@ -187,6 +187,7 @@ def test_members_side_by_side_have_all_their_features():
     kernel = own.T @ own
     kernels = [features.T @ features for features in (m(image).flatten(1) for m in members)]
     assert torch.allclose(kernel, sum(kernels) / 3, atol=1e-5)
+    assert torch.allclose(whole._seen(image[None]), whole.body(image[None]), atol=1e-6)
     for found, apart in zip(whole.strengths(facts), zip(*(m.strengths(facts) for m in members))):
         assert bool((found >= torch.stack(apart).amin(dim=0) - 1e-6).all())
         assert bool((found <= torch.stack(apart).amax(dim=0) + 1e-6).all())
