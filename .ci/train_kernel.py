@@ -54,7 +54,8 @@ from train_weights import VALIDATED_ON
 BUILT = quality.ROOT / "build" / WEIGHTS
 SEED, VALIDATION_SEED, VALIDATION_BLOCKS, FEW_BLOCKS = 1129, 98, 64, 96
 TITLE = (
-    "kernel regression, part of every learned method: {} networks, each trained as told here, side by side"
+    "kernel regression, part of every learned method: {} networks, each trained as told here, side by side, and {} "
+    "steps of a last stage for scenes of few pixels"
 )
 TAKES = (
     "a pixel's guide and closed-form coefficients, and a scene's coarse pixels (docs/models.md): any sensor"
@@ -154,12 +155,12 @@ def train_few(plan, model):
         mixed=False,
     )
     trainer = FewPixelsTrainer(model, stream, settings, [judged.example(i) for i in range(FEW_BLOCKS)])
-    trainer.validate()
 
     def say(step, gain):
         gains = [trainer.score(model.eval(), block) for block in trainer.validation]
         print(f"few pixels, step {step}: {gain:+.3f} dB on validation, worst {min(gains):+.2f}", flush=True)
 
+    say(0, trainer.validate())
     outcome = trainer.run(Control(), on_validation=say)
     trainer.load_best()
     model.eval()
@@ -203,7 +204,7 @@ def write(plan, model, records, few, seconds):
         "device": "CPU",
     }
     outcome = TrainOutcome(**{**records[0]["outcome"], "gain_db": validated(plan, model)})
-    card = weights_card(TITLE.format(plan.members), model, facts, outcome, TAKES)
+    card = weights_card(TITLE.format(plan.members, plan.few_steps), model, facts, outcome, TAKES)
     model.save_pretrained(BUILT, {"training": facts}, half=True, card=card)
 
 

@@ -184,8 +184,14 @@ def _smooth(pixels: tuple[Tensor, Tensor], block: KernelBlock, length: float, bl
 def _sizes(block: KernelBlock, coarse: dict[str, Tensor]) -> Tensor:
     """Return every kernel's mean variance at the coarse pixels, `[terms]`."""
     variances = {name: own.square().sum(dim=0).mean() for name, own in coarse.items()}
-    smooth = {length: block.target.new_tensor(length**2 / (length**2 + 2 * block.psf)) for _, length in TERMS}
-    return torch.stack([smooth[n] if name == SMOOTH else variances[name] for name, n in TERMS])
+    return torch.stack(
+        [
+            block.target.new_tensor(length**2 / (length**2 + 2 * block.psf))
+            if name == SMOOTH
+            else variances[name]
+            for name, length in TERMS
+        ]
+    )
 
 
 def _coarse_kernels(block: KernelBlock, coarse: dict[str, Tensor], chosen: slice) -> Tensor:
@@ -218,8 +224,6 @@ def _alike(block: KernelBlock, coarse: dict[str, Tensor], strength: Tensor) -> T
         strength: what each kernel is multiplied by, `[K, terms]`.
     """
     count = block.target.shape[1]
-    if torch.is_grad_enabled():
-        return (strength @ _coarse_kernels(block, coarse, slice(None)).flatten(1)).view(-1, count, count)
     found = strength.new_empty(len(strength), count, count)
     for start in range(0, count, CHUNK):
         chosen = slice(start, start + CHUNK)

@@ -106,11 +106,11 @@ class KernelFeatures(PretrainedModel):
         for i in orientations:
             turned = torch.rot90(image, i % 4, (1, 2))
             turned = turned.flip(2) if i >= 4 else turned
-            seen = self._seen(turned[None].contiguous())[0] * scale
+            seen = self._by_member(turned[None].contiguous())[0] * scale
             seen = seen.flip(2) if i >= 4 else seen
             yield torch.rot90(seen, -(i % 4), (1, 2))
 
-    def _seen(self, image: Tensor) -> Tensor:
+    def _by_member(self, image: Tensor) -> Tensor:
         """Return what the body makes of `[1, inputs, rows, cols]`, member by member.
 
         A CPU takes half as long again for convolutions in groups.

@@ -188,7 +188,7 @@ class ExampleStream:
         self.draw_prior = draw_prior
         self._kept: OrderedDict[int, Example] = OrderedDict()
 
-    def settled(self, dice: Dice) -> PairSettings:
+    def pair_settings(self, dice: Dice) -> PairSettings:
         """Return what the next pair is drawn by."""
         return self.settings
 
@@ -211,7 +211,7 @@ class ExampleStream:
             try:
                 if self.photographs:
                     cube = self._photographed(cube, Dice(generator))
-                pair = draw_pair(cube, self.settled(Dice(generator)), generator)
+                pair = draw_pair(cube, self.pair_settings(Dice(generator)), generator)
                 example = self.make(pair, Dice(generator))
             except (ValueError, RuntimeError, ArithmeticError) as error:
                 reason = str(error)

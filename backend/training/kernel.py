@@ -151,7 +151,7 @@ class KernelTrainer(Trainer):
 class FewPixelsStream(KernelStream):
     """A stream of scenes of a few coarse pixels each."""
 
-    def settled(self, dice: Dice) -> PairSettings:
+    def pair_settings(self, dice: Dice) -> PairSettings:
         """Return what the next pair is drawn by: a scene of `FEW_SIDES` coarse pixels a side."""
         ratio = FEW_RATIOS[dice.integer(0, len(FEW_RATIOS) - 1)]
         return replace(self.settings, ratios=(ratio,), side=ratio * dice.integer(*FEW_SIDES))
@@ -162,6 +162,12 @@ class FewPixelsTrainer(KernelTrainer):
 
     Results on blocks of at least `FEW_PIXELS` stay as they are. A loss against the closed form counts twice: a scene
     that is too small to learn from should be left alone.
+
+    Args:
+        model: trained members; all of its weights but those of the last fact are frozen from now on.
+        stream: of small scenes.
+        settings: how.
+        validation: small scenes that are not trained on.
     """
 
     def __init__(

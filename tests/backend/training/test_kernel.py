@@ -113,7 +113,7 @@ def test_the_stage_of_few_pixels_draws_small_scenes(cubes):
     seen = {(e.block.valid.shape, e.block.valid.numel()) for e in (stream.example(i) for i in range(12))}
     sides = {side for shape, _ in seen for side in shape}
     assert sides <= set(range(FEW_SIDES[0], FEW_SIDES[1] + 1)) and len(sides) > 3
-    ratios = {stream.settled(Dice(torch.Generator().manual_seed(i))).ratios for i in range(60)}
+    ratios = {stream.pair_settings(Dice(torch.Generator().manual_seed(i))).ratios for i in range(60)}
     assert ratios == {(r,) for r in FEW_RATIOS}
 
 
@@ -187,7 +187,7 @@ def test_members_side_by_side_have_all_their_features():
     kernel = own.T @ own
     kernels = [features.T @ features for features in (m(image).flatten(1) for m in members)]
     assert torch.allclose(kernel, sum(kernels) / 3, atol=1e-5)
-    assert torch.allclose(whole._seen(image[None]), whole.body(image[None]), atol=1e-6)
+    assert torch.allclose(whole._by_member(image[None]), whole.body(image[None]), atol=1e-6)
     for found, apart in zip(whole.strengths(facts), zip(*(m.strengths(facts) for m in members))):
         assert bool((found >= torch.stack(apart).amin(dim=0) - 1e-6).all())
         assert bool((found <= torch.stack(apart).amax(dim=0) + 1e-6).all())
