@@ -35,8 +35,9 @@ lint: env
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 
+# As many processes as cores, of one thread each: twice as quick as one process of many threads.
 test-backend: env  ## the engine, without QGIS
-	$(PY) -m pytest -p no:pytest_qgis -q tests/backend
+	OMP_NUM_THREADS=1 $(PY) -m pytest -p no:pytest_qgis -q -n $$(nproc) --maxprocesses 4 tests/backend
 
 test-packaging: env  ## import rules, plugin zip, the site's scan
 	$(PY) -m pytest -p no:pytest_qgis -q tests/packaging

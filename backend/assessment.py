@@ -476,6 +476,7 @@ def run_assess(job: AssessJob, control: Control) -> Result:
         mtf_guide=job.mtf_guide,
         device=device,
         seed=job.seed,
+        move_hs=_noted_move(tags) if job.coregister else (0, 0),
         control=control,
     ) as pair:
         control.step()
@@ -522,6 +523,14 @@ def known_method(tags: Mapping[str, str]) -> str | None:
     """Return the method that HyperSharp noted in a raster, when it is one of this version's."""
     name = tags.get("HYPERSHARP_METHOD")
     return name if name in METHODS else None
+
+
+def _noted_move(tags: Mapping[str, str]) -> tuple[int, int] | None:
+    """Return where HyperSharp took the HS image of a raster to lie (`Pair`'s `move_hs`), if it was noted."""
+    words = tags.get("HYPERSHARP_HS_MOVED", "").split()
+    if len(words) != 2 or not all(word.lstrip("-").isdigit() for word in words):
+        return None
+    return int(words[0]), int(words[1])
 
 
 def _bounds(info: RasterInfo) -> tuple[tuple[float, float, float, float] | None, str | None]:

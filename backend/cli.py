@@ -166,6 +166,7 @@ def build_parser() -> argparse.ArgumentParser:
     train.add_argument("--seed", type=int, default=DEFAULT_TRAIN_SEED)
     train.add_argument("--mtf-hs", type=float, default=0.3, help="HS sensor's MTF gain (a pair; default 0.3)")
     train.add_argument("--mtf-guide", type=float, default=0.2, help="guide's MTF gain (a pair; default 0.2)")
+    _coregistration(train)
     train.add_argument("--progress", choices=("bar", "json", "none"), default=None)
 
     for name, text in (("methods", "list the methods"), ("doctor", "show versions, GPU and kernels")):
@@ -173,6 +174,15 @@ def build_parser() -> argparse.ArgumentParser:
         sub.add_argument("--json", action="store_true", help="as JSON")
     commands.add_parser("worker", help="used by QGIS: jobs on stdin, messages on stdout")
     return parser
+
+
+def _coregistration(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--no-coregister",
+        dest="coregister",
+        action="store_false",
+        help="believe both georeferences: do not look whether the HS image lies elsewhere",
+    )
 
 
 def _common(parser: argparse.ArgumentParser, files: bool = True, option: str = "NAME=VALUE") -> None:
@@ -185,6 +195,7 @@ def _common(parser: argparse.ArgumentParser, files: bool = True, option: str = "
     parser.add_argument(
         "--mtf-guide", type=float, default=0.2, help="guide's MTF gain at Nyquist (default 0.2)"
     )
+    _coregistration(parser)
     parser.add_argument("--option", action="append", default=[], metavar=option, help="method's own option")
     if files:
         parser.add_argument("--report", metavar="R.html", help="write the quality report")
@@ -207,6 +218,7 @@ def job_of(args: argparse.Namespace) -> Job:
         "seed": args.seed,
         "mtf_hs": args.mtf_hs,
         "mtf_guide": args.mtf_guide,
+        "coregister": args.coregister,
     }
     if args.command == "compare":
         return _compare_job(args, shared)
@@ -260,6 +272,7 @@ def _train_job(args: argparse.Namespace) -> TrainJob:
         seed=args.seed,
         mtf_hs=args.mtf_hs,
         mtf_guide=args.mtf_guide,
+        coregister=args.coregister,
         form=args.form,
     )
 

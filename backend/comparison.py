@@ -238,6 +238,7 @@ def compare_pair(
         mtf_guide=job.mtf_guide,
         device=device,
         seed=job.seed,
+        move_hs=None if job.coregister else (0, 0),
         control=own,
     ) as pair:
         scene = pair.scene
@@ -263,6 +264,7 @@ def compare_pair(
         "memory_gb": job.memory_gb,
         "seed": job.seed,
         "mtf": {"hs": job.mtf_hs, "guide": job.mtf_guide},
+        "coregister": job.coregister,
     }
     table["versions"] = versions()
     table["warnings"] = list(dict.fromkeys([*own.warnings, *_warnings(rows)]))
@@ -377,6 +379,7 @@ def _run(
         seed=job.seed,
         mtf_hs=job.mtf_hs,
         mtf_guide=job.mtf_guide,
+        coregister=job.coregister,
         parameters=dict(job.parameters.get(method, {})),
         assess=False,
     )
@@ -428,6 +431,7 @@ def job_key(job: CompareJob, method: str, reference: str | None = None) -> str:
         "dtype": job.dtype,
         "seed": job.seed,
         "mtf": [job.mtf_hs, job.mtf_guide],
+        "coregister": job.coregister,
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:32]
 

@@ -41,6 +41,7 @@ class PairGrid:
         nested: the HS grid nests in the guide's, so HS values are used bit for bit.
         rows, cols: the output area within the frame, half-open ranges of fine pixels.
         warnings: assumptions made.
+        hs_moved: guide pixels (rows, cols) that the HS image was moved by against its georeference.
     """
 
     crs: CRS | None
@@ -59,6 +60,7 @@ class PairGrid:
     hs_crs: CRS | None = None
     hs_transform: Affine = field(default_factory=Affine.identity)
     warnings: tuple[str, ...] = ()
+    hs_moved: tuple[int, int] = (0, 0)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -80,6 +82,12 @@ class PairGrid:
         """Transform of the coarse grid of the frame."""
         return self.transform * Affine.scale(self.ratio)
 
+    @property
+    def unmoved_coarse_transform(self) -> Affine:
+        """Where the HS image's georeference has what belongs on the coarse grid of the frame."""
+        rows, cols = self.hs_moved
+        return self.transform * Affine.translation(-cols, -rows) * Affine.scale(self.ratio)
+
     def describe(self) -> dict[str, object]:
         """Return what metrics.json says of the geometry."""
         note = (
@@ -91,6 +99,7 @@ class PairGrid:
             "ratio": self.ratio,
             "true_ratio": round(self.true_ratio, 4),
             "resampled": not self.nested,
+            "hs_moved_pixels": list(self.hs_moved),
             "note": note,
             "rows": self.output_shape[0],
             "cols": self.output_shape[1],
@@ -112,6 +121,7 @@ def pair_grid(
     guide: RasterInfo,
     extent: tuple[float, float, float, float] | None = None,
     extent_crs: str | None = None,
+    move_hs: tuple[int, int] = (0, 0),
 ) -> PairGrid:
     """Work out the ratio, the nested coarse grid and the common area of a pair.
 
@@ -120,13 +130,14 @@ def pair_grid(
         guide: the finer raster; the output takes its grid.
         extent: (xmin, ymin, xmax, ymax), snapped outwards to the guide's grid; None for all.
         extent_crs: CRS of the extent; None for the guide's.
+        move_hs: guide pixels (rows, cols) by which the HS image lies further down and right than its georeference says.
 
     Raises:
         HyperSharpError: no overlap, guide as coarse as the HS image, extent outside, unusable georeference.
     """
     warnings: list[str] = []
     hs_placed, guide_placed = _place(hs, guide, warnings)
-    corner_map = _PixelMap(hs_placed, guide_placed)
+    corner_map = _PixelMap(hs_placed, guide_placed, move_hs)
     true_ratio = corner_map.scale
     if true_ratio < MIN_RATIO:
         raise HyperSharpError(
@@ -172,6 +183,7 @@ def pair_grid(
         hs_crs=hs_placed.crs,
         hs_transform=hs_placed.transform,
         warnings=tuple(warnings),
+        hs_moved=move_hs,
     )
 
 
@@ -209,8 +221,9 @@ def _place(hs: RasterInfo, guide: RasterInfo, warnings: list[str]) -> tuple[_Pla
 class _PixelMap:
     """Maps HS pixel coordinates to guide pixel coordinates (col, row of pixel corners)."""
 
-    def __init__(self, hs: _Placed, guide: _Placed) -> None:
+    def __init__(self, hs: _Placed, guide: _Placed, move: tuple[int, int]) -> None:
         self._hs, self._guide = hs, guide
+        self._down, self._right = move
         self.same_crs = hs.crs is None or guide.crs is None or hs.crs == guide.crs or self._same_coordinates()
         try:
             self._inverse = ~guide.transform
@@ -218,7 +231,8 @@ class _PixelMap:
             raise HyperSharpError(
                 "the guide's geotransform cannot be inverted", "georeference the guide again"
             ) from error
-        self.affine = self._inverse * hs.transform if self.same_crs else None
+        moved = Affine.translation(self._right, self._down)
+        self.affine = moved * self._inverse * hs.transform if self.same_crs else None
 
     def _same_coordinates(self) -> bool:
         """Two spellings of one CRS: the HS image's corners stay where they are to 1e-4 of a guide pixel."""
@@ -248,7 +262,7 @@ class _PixelMap:
         u, v = self._inverse * (np.array(xs, float), np.array(ys, float))
         if not (np.isfinite(u).all() and np.isfinite(v).all()):
             raise no_overlap()
-        return u, v
+        return u + self._right, v + self._down
 
     @property
     def scale(self) -> float:

@@ -55,6 +55,8 @@ class FuseJob:
         seed: seed of every random number of the run.
         mtf_hs: gain of the HS sensor's MTF at Nyquist, 0 < gain < 1.
         mtf_guide: the same of the guide's sensor.
+        coregister: find out whether the HS image lies off the guide's ground by more than its own pixel, and move it
+            there; else both georeferences are believed.
         compress: compression of the output, one of `COMPRESSIONS`.
         overviews: build overviews into the output.
         parameters: the method's own options.
@@ -81,6 +83,7 @@ class FuseJob:
     seed: int = 0
     mtf_hs: float = DEFAULT_MTF_HS
     mtf_guide: float = DEFAULT_MTF_GUIDE
+    coregister: bool = True
     compress: str = "deflate"
     overviews: bool = False
     parameters: dict[str, Any] = field(default_factory=dict)
@@ -101,6 +104,7 @@ class AssessJob:
         reference: path of the true fine hyperspectral raster, if known.
         method: method id when known: the reduced-resolution protocol is then run as well.
         device, memory_gb, seed, mtf_hs, mtf_guide, parameters, report, metrics, maps: as in `FuseJob`.
+        coregister: the same, for rasters in which HyperSharp did not note where it took the HS image to lie.
     """
 
     kind: ClassVar[str] = "assess"
@@ -115,6 +119,7 @@ class AssessJob:
     seed: int = 0
     mtf_hs: float = DEFAULT_MTF_HS
     mtf_guide: float = DEFAULT_MTF_GUIDE
+    coregister: bool = True
     parameters: dict[str, Any] = field(default_factory=dict)
     report: Optional[str] = None
     metrics: Optional[str] = None
@@ -156,7 +161,7 @@ class CompareJob:
         methods: method ids, or "all" for every method that can run here.
         cubes: folder of hyperspectral cubes: each becomes the truth of a simulated pair.
         ratio, simulated_guide, snr_db: of the simulated pairs, as in `SimulateJob`.
-        extent, extent_crs, device, dtype, memory_gb, seed, mtf_hs, mtf_guide: as in `FuseJob`.
+        extent, extent_crs, device, dtype, memory_gb, seed, mtf_hs, mtf_guide, coregister: as in `FuseJob`.
         parameters: each method's own options, by method id.
         weights: name or folder of a learned method's weights, by method id.
         report: write the HTML report.
@@ -180,6 +185,7 @@ class CompareJob:
     seed: int = 0
     mtf_hs: float = DEFAULT_MTF_HS
     mtf_guide: float = DEFAULT_MTF_GUIDE
+    coregister: bool = True
     parameters: dict[str, dict[str, Any]] = field(default_factory=dict)
     weights: dict[str, str] = field(default_factory=dict)
     report: bool = True
@@ -206,7 +212,7 @@ class TrainJob:
         validate_on: beginnings of the names of cubes for early stopping; empty to draw some.
         validate_every: steps between validations.
         patience: validations without improvement after which the run ends; 0 for never.
-        device, seed, mtf_hs, mtf_guide: as in `FuseJob`.
+        device, seed, mtf_hs, mtf_guide, coregister: as in `FuseJob`.
         form: one of `FORMS`; the full-band one is trained on a pair.
     """
 
@@ -230,6 +236,7 @@ class TrainJob:
     seed: int = DEFAULT_TRAIN_SEED
     mtf_hs: float = DEFAULT_MTF_HS
     mtf_guide: float = DEFAULT_MTF_GUIDE
+    coregister: bool = True
     form: str = SUBSPACE
     start_from: Optional[str] = None
 

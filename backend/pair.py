@@ -14,6 +14,7 @@ from rasterio.errors import NotGeoreferencedWarning
 from torch import Tensor
 
 from .control import Control
+from .coregistration import LIMIT, Coregistration, find_coregistration
 from .errors import HyperSharpError
 from .grid import PairGrid, pair_grid
 from .io.raster import RasterInfo, check_readable, check_roles, open_input
@@ -25,6 +26,8 @@ MIN_VALID_SHARE = 0.5
 """A band that is valid in less than this share of the pixels that have any data counts as empty."""
 MAX_CLIPPED_SHARE = 0.5
 """A band with at least this share of its pixels exactly at its minimum or maximum is clipped, not measured."""
+DISAGREEING = 0.6
+"""Share of the guide's variance left unexplained by the HS image from which on a person is told."""
 FEW_PIXELS = 100
 """Fewer valid coarse pixels than this make every statistic doubtful."""
 
@@ -162,9 +165,19 @@ def band_names(bands: list[int], table: BandTable) -> str:
 class Pair:
     """Two open inputs in one frame. A context manager: leaving it closes both files.
 
+    Args:
+        hs, guide: paths.
+        extent, extent_crs: see `job.FuseJob`.
+        mtf_hs, mtf_guide, device, seed: see `scene.Scene`.
+        move_hs: guide pixels (rows, cols) by which the HS image lies further down and right than its georeference
+            says; (0, 0) to believe that; None to find out.
+        control: takes warnings.
+
     Attributes:
         hs, guide: what is known of the inputs.
         grid: the common geometry.
+        coregistration: how far the HS image lay off the guide's ground, which the grid has made good; None where that
+            was not looked for or could not be told.
         hs_all: every HS band on the coarse grid.
         guide_fine: the guide on the fine grid.
         survey: which bands can be used.
@@ -182,6 +195,7 @@ class Pair:
         mtf_guide: float,
         device: torch.device | str = "cpu",
         seed: int = 0,
+        move_hs: tuple[int, int] | None = None,
         control: Control,
     ) -> None:
         for name, gain in (("HS", mtf_hs), ("guide", mtf_guide)):
@@ -200,6 +214,13 @@ class Pair:
             self.grid: PairGrid = pair_grid(self.hs, self.guide, extent, extent_crs)
             check_readable(hs_dataset, self.hs)
             check_readable(guide_dataset, self.guide)
+            self.coregistration = None
+            if move_hs is None and self.hs.georeferenced and self.guide.georeferenced:
+                self.coregistration = self._coregistered(hs_dataset, guide_dataset, mtf_hs, control)
+            if self.coregistration is not None:
+                move_hs = self.coregistration.rows, self.coregistration.cols
+            if move_hs and any(move_hs):
+                self.grid = pair_grid(self.hs, self.guide, extent, extent_crs, move_hs)
             for text in (*self.hs.bands.warnings, *self.grid.warnings):
                 control.warn(text)
             self.hs_all = hs_source(hs_dataset, self.hs, self.grid)
@@ -223,6 +244,42 @@ class Pair:
             )
             self._check_guide(control)
             self._files = stack.pop_all()
+
+    def _coregistered(
+        self,
+        hs: rasterio.DatasetReader,
+        guide: rasterio.DatasetReader,
+        mtf_hs: float,
+        control: Control,
+    ) -> Coregistration | None:
+        """Find how far the HS image lies off the guide's ground, and tell of it.
+
+        The whole area that both cover is looked at, whatever the extent: parts of a scene are then moved alike.
+        """
+        grid = pair_grid(self.hs, self.guide)
+        hs_all = hs_source(hs, self.hs, grid)
+        try:
+            fine = guide_source(guide, self.guide, grid)
+            found = find_coregistration(hs_all, fine, grid.ratio, mtf_hs, control)
+        finally:
+            if not grid.nested:
+                hs_all.dataset.close()
+        if found is None:
+            return None
+        if found.moves:
+            sides = (found.rows, ("down", "up")), (found.cols, ("to the right", "to the left"))
+            way = " and ".join(f"{abs(n)} {words[n < 0]}" for n, words in sides if n)
+            control.warn(
+                f"the HS image lies off the guide's ground by more than its own pixel: it is moved by {way}, in pixels "
+                f"of the guide, where it explains {1 - found.unexplained:.0%} of the guide's variance instead of "
+                f"{1 - found.unmoved:.0%} (--no-coregister, or Co-register switched off, leaves it where it is)"
+            )
+        elif found.unmoved > DISAGREEING:
+            control.warn(
+                f"the HS image explains only {1 - found.unmoved:.0%} of the guide's variance: do both show the same "
+                f"ground, at about the same time? No other place within {LIMIT} HS pixels fits clearly better"
+            )
+        return found
 
     def _check_guide(self, control: Control) -> None:
         """Look at the guide at coarse resolution.

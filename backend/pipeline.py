@@ -93,6 +93,7 @@ def run_fuse(job: FuseJob, control: Control) -> Result:
         mtf_guide=job.mtf_guide,
         device=device,
         seed=job.seed,
+        move_hs=None if job.coregister else (0, 0),
         control=control,
     ) as pair:
         dtype = pair.hs.dtype if job.dtype == "same" else job.dtype
@@ -351,6 +352,7 @@ def provenance(job: FuseJob, pair: Pair) -> dict[str, str]:
         "HYPERSHARP_GUIDE": Path(job.guide).name,
         "HYPERSHARP_RATIO": str(pair.grid.ratio),
         "HYPERSHARP_MTF": f"hs={job.mtf_hs:g} guide={job.mtf_guide:g}",
+        "HYPERSHARP_HS_MOVED": " ".join(map(str, pair.grid.hs_moved)),
         "HYPERSHARP_SEED": str(job.seed),
     }
 

@@ -59,6 +59,7 @@ class CompareSource:
             seed=self.job.seed,
             mtf_hs=self.job.mtf_hs,
             mtf_guide=self.job.mtf_guide,
+            coregister=self.job.coregister,
         )
         return layers.FusedSource(job, self.hs_name, self.guide_name, self.style, self.hs_layer_id)
 

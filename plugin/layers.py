@@ -182,6 +182,7 @@ def describe(layer: QgsRasterLayer, source: FusedSource, metrics: dict[str, Any]
         "dtype": job.dtype,
         "mtf_hs": job.mtf_hs,
         "mtf_guide": job.mtf_guide,
+        "coregister": job.coregister,
         **(metrics.get("parameters") or job.parameters),
     }
     said = ", ".join(f"{name}={value}" for name, value in parameters.items() if not isinstance(value, dict))

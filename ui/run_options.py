@@ -53,6 +53,14 @@ class RunOptions(QgsCollapsibleGroupBox):
         self.assess_check.setChecked(True)
         self.report_check = QCheckBox(tr("Write a report (HTML) and metrics (JSON) beside the result"), self)
         self.report_check.setChecked(True)
+        self.coregister_check = QCheckBox(tr("Co-register the layers where they lie apart"), self)
+        self.coregister_check.setChecked(True)
+        self.coregister_check.setToolTip(
+            tr(
+                "A hyperspectral layer that lies off the guide's ground by more than its own pixel, up to twelve of "
+                "them, is fused where it belongs; smaller offsets are left to the methods that find them"
+            )
+        )
         self.match_check = QCheckBox(tr("Show an unstyled hyperspectral layer in the same colours"), self)
         self.match_check.setChecked(settings.match_source_colours())
         self.match_check.setToolTip(
@@ -64,6 +72,7 @@ class RunOptions(QgsCollapsibleGroupBox):
         form.addRow(tr("Extent"), self.extent_widget)
         form.addRow(tr("Pixel type"), self.dtype_combo)
         form.addRow(tr("Memory bound"), self.memory_spin)
+        form.addRow(self.coregister_check)
         form.addRow(self.assess_check)
         form.addRow(self.report_check)
         form.addRow(self.match_check)
@@ -90,6 +99,7 @@ class RunOptions(QgsCollapsibleGroupBox):
             "device": self.device_combo.currentData(),
             "dtype": self.dtype_combo.currentData(),
             "memory_gb": self.memory_spin.value(),
+            "coregister": self.coregister_check.isChecked(),
             "assess": self.assess_check.isChecked(),
         }
 

@@ -41,6 +41,11 @@ class Source(ABC):
         The window must lie within the source. Values where the mask is False mean nothing but are finite.
         """
 
+    def read_samples(self, rows: Range, cols: Range) -> tuple[Tensor, Tensor]:
+        """Return `[bands, rows, cols]` float32 and the validity of each sample, of the same shape."""
+        values, valid = self.read(rows, cols)
+        return values, valid.expand(values.shape)
+
 
 class RasterSource(Source):
     """The bands of a raster in a frame.
@@ -208,7 +213,7 @@ def hs_source(dataset: rasterio.DatasetReader, info: RasterInfo, grid: PairGrid)
         src_crs=grid.hs_crs or crs,
         src_transform=grid.hs_transform,
         crs=crs,
-        transform=grid.coarse_transform,
+        transform=grid.unmoved_coarse_transform,
         height=shape[0],
         width=shape[1],
         resampling=Resampling.cubic,

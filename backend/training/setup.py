@@ -49,7 +49,14 @@ def shared_settings(job: TrainJob) -> dict[str, Any]:
 def job_pair(job: TrainJob, control: Control) -> Pair:
     """Return the pair that a job trains on, open."""
     hs, guide = source_path(str(job.hs)), source_path(str(job.guide))
-    return Pair(hs, guide, mtf_hs=job.mtf_hs, mtf_guide=job.mtf_guide, control=control)
+    return Pair(
+        hs,
+        guide,
+        mtf_hs=job.mtf_hs,
+        mtf_guide=job.mtf_guide,
+        move_hs=None if job.coregister else (0, 0),
+        control=control,
+    )
 
 
 def pair_facts(job: TrainJob) -> dict[str, Any]:

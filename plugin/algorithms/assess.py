@@ -18,7 +18,7 @@ from ...backend.registry import method_ids
 from .. import log, pair
 from ..log import tr
 from ..rasters import read_facts, source_path
-from .base import MAPS_HELP, HyperSharpAlgorithm, enum_parameter, index_values
+from .base import MAPS_HELP, PAIR_HELP, HyperSharpAlgorithm, enum_parameter, index_values
 
 UNKNOWN_METHOD = "unknown"
 
@@ -44,11 +44,7 @@ class AssessAlgorithm(HyperSharpAlgorithm):
         "DEVICE": "Where to compute: auto takes a CUDA device when there is one that works, else the CPU.",
         "MEMORY": "Upper bound of the working memory in GiB, whatever the size of the rasters.",
         "SEED": "Seed of every random number of the run.",
-        "MTF_HS": (
-            "Gain of the hyperspectral sensor's modulation transfer function at its Nyquist frequency, "
-            "between 0 and 1; 0.3 is usual."
-        ),
-        "MTF_GUIDE": "The same gain of the guide's sensor; 0.2 is usual.",
+        **PAIR_HELP,
         "REPORT": "A self-contained HTML page: indices, quick-looks, spectra, parameters, warnings.",
         "METRICS": (
             "The indices and everything else that is known of the run, as JSON; the indices as a table, band by "
@@ -111,6 +107,7 @@ class AssessAlgorithm(HyperSharpAlgorithm):
             seed=self.parameterAsInt(parameters, "SEED", context),
             mtf_hs=self.parameterAsDouble(parameters, "MTF_HS", context),
             mtf_guide=self.parameterAsDouble(parameters, "MTF_GUIDE", context),
+            coregister=self.parameterAsBoolean(parameters, "COREGISTER", context),
             report=self.parameterAsFileOutput(parameters, "REPORT", context) or None,
             metrics=self.parameterAsFileOutput(parameters, "METRICS", context) or None,
             maps=self.maps_folder(parameters, context),

@@ -13,6 +13,7 @@ from qgis.core import (
     QgsProcessingContext,
     QgsProcessingException,
     QgsProcessingFeedback,
+    QgsProcessingParameterBoolean,
     QgsProcessingParameterDefinition,
     QgsProcessingParameterEnum,
     QgsProcessingParameterFileDestination,
@@ -42,6 +43,19 @@ TAGS = (
     "panchromatic",
     "multispectral",
 )
+PAIR_HELP = {
+    "MTF_HS": (
+        "Gain of the hyperspectral sensor's modulation transfer function at its Nyquist frequency, "
+        "between 0 and 1; 0.3 is usual."
+    ),
+    "MTF_GUIDE": "The same gain of the guide's sensor; 0.2 is usual.",
+    "COREGISTER": (
+        "Find out whether the hyperspectral image lies off the guide's ground by more than its own pixel, up to twelve "
+        "of them, and fuse it where it belongs; a warning says how far it was moved. Smaller offsets are left to the "
+        "methods that find them. Switched off, both georeferences are believed."
+    ),
+}
+"""Help of the parameters of `HyperSharpAlgorithm.add_pair_options`."""
 MAPS_HELP = (
     "A folder for maps of the errors, as GeoTIFFs that QGIS shows in colours: sam.tif and rmse.tif on the "
     "hyperspectral grid (reduced resolution, where the method is known), d_rho.tif on the fine grid, and with a "
@@ -157,7 +171,7 @@ class HyperSharpAlgorithm(QgsProcessingAlgorithm):
         )
 
     def add_run_options(self) -> None:
-        """Add the advanced parameters that every scoring run takes: MEMORY, SEED, MTF_HS, MTF_GUIDE."""
+        """Add the advanced parameters that every scoring run takes: MEMORY, SEED, and `add_pair_options`."""
         real = QgsProcessingParameterNumber.Type.Double
         whole = QgsProcessingParameterNumber.Type.Integer
         memory = QgsProcessingParameterNumber(
@@ -167,6 +181,11 @@ class HyperSharpAlgorithm(QgsProcessingAlgorithm):
         self.add(
             QgsProcessingParameterNumber("SEED", tr("Seed"), whole, 0, False, 0, 2**31 - 1), advanced=True
         )
+        self.add_pair_options()
+
+    def add_pair_options(self) -> None:
+        """Add the advanced parameters that say how a pair is to be seen: MTF_HS, MTF_GUIDE, COREGISTER."""
+        real = QgsProcessingParameterNumber.Type.Double
         for name, text, default in (
             ("MTF_HS", tr("MTF of the hyperspectral sensor at Nyquist"), DEFAULT_MTF_HS),
             ("MTF_GUIDE", tr("MTF of the guide's sensor at Nyquist"), DEFAULT_MTF_GUIDE),
@@ -174,6 +193,10 @@ class HyperSharpAlgorithm(QgsProcessingAlgorithm):
             self.add(
                 QgsProcessingParameterNumber(name, text, real, default, False, 0.01, 0.99), advanced=True
             )
+        self.add(
+            QgsProcessingParameterBoolean("COREGISTER", tr("Co-register the layers first"), True),
+            advanced=True,
+        )
 
     def raster(self, parameters: dict[str, Any], name: str, context: QgsProcessingContext) -> QgsRasterLayer:
         """Return a raster parameter's layer.

@@ -25,7 +25,7 @@ from ...backend.registry import METHODS, method_ids
 from .. import log, pair
 from ..log import tr
 from ..rasters import read_facts, source_path
-from .base import HyperSharpAlgorithm, enum_parameter
+from .base import PAIR_HELP, HyperSharpAlgorithm, enum_parameter
 
 
 class CompareAlgorithm(HyperSharpAlgorithm):
@@ -50,11 +50,7 @@ class CompareAlgorithm(HyperSharpAlgorithm):
         ),
         "MEMORY": "Upper bound of the working memory in GiB, whatever the size of the rasters.",
         "SEED": "Seed of every random number of the run: the same seed gives the same results.",
-        "MTF_HS": (
-            "Gain of the hyperspectral sensor's modulation transfer function at its Nyquist frequency, "
-            "between 0 and 1; 0.3 is usual."
-        ),
-        "MTF_GUIDE": "The same gain of the guide's sensor; 0.2 is usual.",
+        **PAIR_HELP,
         "WRITE_REPORT": "Write the HTML report with the table, pictures and spectra of all methods.",
         "FOLDER": "Where the results go: a folder for each method, the table (CSV and JSON) and the report.",
     }
@@ -120,6 +116,7 @@ class CompareAlgorithm(HyperSharpAlgorithm):
             seed=self.parameterAsInt(parameters, "SEED", context),
             mtf_hs=self.parameterAsDouble(parameters, "MTF_HS", context),
             mtf_guide=self.parameterAsDouble(parameters, "MTF_GUIDE", context),
+            coregister=self.parameterAsBoolean(parameters, "COREGISTER", context),
             report=self.parameterAsBoolean(parameters, "WRITE_REPORT", context),
         )
 

@@ -28,7 +28,7 @@ from ...backend.weights import weights_problem
 from .. import api, layers, log, pair
 from ..log import tr
 from ..rasters import read_facts
-from .base import MAPS_HELP, HyperSharpAlgorithm, enum_parameter, index_values
+from .base import MAPS_HELP, PAIR_HELP, HyperSharpAlgorithm, enum_parameter, index_values
 
 MIN_TILE = 64
 OWN_PRESET = "default"
@@ -67,11 +67,7 @@ class FuseAlgorithm(HyperSharpAlgorithm):
         "MEMORY": "Upper bound of the working memory in GiB, whatever the size of the rasters.",
         "TILE_SIZE": "Side of the tiles that are worked on, in pixels of the guide. 0: chosen from the memory bound.",
         "SEED": "Seed of every random number of the run: the same seed gives the same result.",
-        "MTF_HS": (
-            "Gain of the hyperspectral sensor's modulation transfer function at its Nyquist frequency, "
-            "between 0 and 1; 0.3 is usual."
-        ),
-        "MTF_GUIDE": "The same gain of the guide's sensor; 0.2 is usual.",
+        **PAIR_HELP,
         "COMPRESS": "Compression of the GeoTIFF; all are lossless.",
         "OVERVIEWS": "Build overviews into the GeoTIFF, for fast display of large results.",
         "ASSESS": (
@@ -215,6 +211,7 @@ class FuseAlgorithm(HyperSharpAlgorithm):
             seed=self.parameterAsInt(parameters, "SEED", context),
             mtf_hs=self.parameterAsDouble(parameters, "MTF_HS", context),
             mtf_guide=self.parameterAsDouble(parameters, "MTF_GUIDE", context),
+            coregister=self.parameterAsBoolean(parameters, "COREGISTER", context),
             compress=self.parameterAsEnumString(parameters, "COMPRESS", context),
             overviews=self.parameterAsBoolean(parameters, "OVERVIEWS", context),
             assess=self.parameterAsBoolean(parameters, "ASSESS", context),

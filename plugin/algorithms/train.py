@@ -23,8 +23,6 @@ from qgis.core import (
 from ...backend import protocol
 from ...backend.errors import HyperSharpError
 from ...backend.job import (
-    DEFAULT_MTF_GUIDE,
-    DEFAULT_MTF_HS,
     DEFAULT_TRAIN_SEED,
     DEFAULT_TRAIN_STEPS,
     FORMS,
@@ -38,7 +36,7 @@ from ...backend.weights import absolute_weights, weights_problem
 from .. import log, pair
 from ..log import tr
 from ..rasters import read_facts, source_path
-from .base import HyperSharpAlgorithm, enum_parameter
+from .base import PAIR_HELP, HyperSharpAlgorithm, enum_parameter
 
 
 class TrainAlgorithm(HyperSharpAlgorithm):
@@ -87,11 +85,7 @@ class TrainAlgorithm(HyperSharpAlgorithm):
             "Go on with an interrupted run whose state lies in the weights folder, with the same settings, as if it "
             "had not been interrupted."
         ),
-        "MTF_HS": (
-            "Gain of the hyperspectral sensor's modulation transfer function at its Nyquist frequency, between 0 and "
-            "1, for training on a pair; 0.3 is usual."
-        ),
-        "MTF_GUIDE": "The same gain of the guide's sensor; 0.2 is usual.",
+        **PAIR_HELP,
         "WEIGHTS_FOLDER": (
             "Where config.json, model.safetensors and card.md go. Name it under Weights when you fuse. A run that is "
             "cancelled leaves its best weights so far there, and its state."
@@ -101,7 +95,6 @@ class TrainAlgorithm(HyperSharpAlgorithm):
     def initAlgorithm(self, _configuration: Optional[dict[str, Any]] = None) -> None:
         """Declare parameters and outputs."""
         whole = QgsProcessingParameterNumber.Type.Integer
-        real = QgsProcessingParameterNumber.Type.Double
         self.add(QgsProcessingParameterRasterLayer("SPECTRAL", tr("Hyperspectral layer"), optional=True))
         self.add(
             QgsProcessingParameterRasterLayer(
@@ -142,13 +135,7 @@ class TrainAlgorithm(HyperSharpAlgorithm):
             QgsProcessingParameterNumber("SEED", tr("Seed"), whole, DEFAULT_TRAIN_SEED, False, 0, 2**31 - 1),
             advanced=True,
         )
-        for name, text, default in (
-            ("MTF_HS", tr("MTF of the hyperspectral sensor at Nyquist"), DEFAULT_MTF_HS),
-            ("MTF_GUIDE", tr("MTF of the guide's sensor at Nyquist"), DEFAULT_MTF_GUIDE),
-        ):
-            self.add(
-                QgsProcessingParameterNumber(name, text, real, default, False, 0.01, 0.99), advanced=True
-            )
+        self.add_pair_options()
         self.add(QgsProcessingParameterFolderDestination("WEIGHTS_FOLDER", tr("Weights folder")))
         self.addOutput(QgsProcessingOutputNumber("GAIN", tr("PSNR over LMMSE where not trained on [dB]")))
         self.addOutput(QgsProcessingOutputNumber("STEPS_DONE", tr("Steps done")))
@@ -234,6 +221,7 @@ class TrainAlgorithm(HyperSharpAlgorithm):
             seed=self.parameterAsInt(parameters, "SEED", context),
             mtf_hs=self.parameterAsDouble(parameters, "MTF_HS", context),
             mtf_guide=self.parameterAsDouble(parameters, "MTF_GUIDE", context),
+            coregister=self.parameterAsBoolean(parameters, "COREGISTER", context),
             form=self.parameterAsEnumString(parameters, "FORM", context),
         )
 

@@ -359,8 +359,11 @@ def test_a_learned_method_from_the_dialog(dialog, backend, tmp_path):
     dialog.options.device_combo.setCurrentIndex(dialog.options.device_combo.findData("cpu"))
     dialog.options.report_check.setChecked(False)
     dialog.options.assess_check.setChecked(False)
+    assert dialog.options.coregister_check.isChecked()
+    dialog.options.coregister_check.setChecked(False)
     running = dialog.run()
     assert (running.fuse_job.adapt_steps, running.fuse_job.device) == (2, "cpu")
+    assert running.fuse_job.coregister is False
     wait_until(lambda: running.layer is not None or running.error is not None)
     assert running.error is None
     assert running.result.metrics["method_details"]["weights"] == "s3rnet"

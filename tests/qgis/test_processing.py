@@ -270,6 +270,45 @@ def test_options_reach_the_job(provider, pair):
         assert job.parameters == wanted
 
 
+@pytest.mark.parametrize("name", ["fuse", "assess", "compare"])
+def test_coregistration_is_on_unless_switched_off(provider, pair, tmp_path, name):
+    from qgis.core import QgsProcessingContext
+
+    algorithm = QgsApplication.processingRegistry().createAlgorithmById(f"hypersharp:{name}")
+    more = {"OUTPUT": "TEMPORARY_OUTPUT", "FUSED": pair["GUIDE"], "FOLDER": str(tmp_path)}
+    for given, wanted in (({}, True), ({"COREGISTER": False}, False)):
+        job = algorithm.build_job({**pair, **more, **given}, QgsProcessingContext())
+        assert job.coregister is wanted
+
+
+@pytest.mark.data
+def test_a_layer_that_lies_elsewhere_is_fused_where_it_belongs(provider, backend, data, tmp_path):
+    """Paris, its georeference wrong by four HS pixels: told, and as good as with the right one."""
+    from osgeo import gdal
+
+    hs, pan = inputs(data, PARIS).values()
+    moved = str(tmp_path / "moved.tif")
+    bounds = QgsRasterLayer(hs).extent()
+    corners = [
+        bounds.xMinimum() + 120,
+        bounds.yMaximum() - 60,
+        bounds.xMaximum() + 120,
+        bounds.yMinimum() - 60,
+    ]
+    gdal.Translate(moved, hs, outputBounds=corners)
+    scores, said = [], []
+    for number, source in enumerate((hs, moved)):
+        feedback = QgsProcessingFeedback()
+        output = str(tmp_path / f"fused{number}.tif")
+        result = run("fuse", feedback, SPECTRAL=source, GUIDE=pan, METHOD="lmmse", OUTPUT=output, REPORT=None)
+        scores.append(result["PSNR"])
+        said.append("moved by 6 up and 12 to the left" in feedback.textLog())
+        layer = QgsRasterLayer(output)
+        scores.append((layer.extent().toString(), layer.width(), layer.height()))
+    assert scores[0] == pytest.approx(scores[2], abs=0.01) and scores[1] == scores[3]
+    assert said == [False, True]
+
+
 def test_every_parameter_has_help(provider):
     for algorithm in provider.algorithms():
         names = {d.name() for d in algorithm.parameterDefinitions()}
