@@ -241,7 +241,7 @@ class Scene:
         dock.setFloating(False)
         self.window.splitDockWidget(layers, dock, Qt.Orientation.Horizontal)
         dock.show()
-        self.window.resizeDocks([layers, dock], [270, 555], Qt.Orientation.Horizontal)
+        self.window.resizeDocks([layers, dock], [225, 500], Qt.Orientation.Horizontal)
         self.view = view
         group = root.findGroup(self.task.source.group_name)
         group.setExpanded(True)

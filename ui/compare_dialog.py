@@ -142,7 +142,8 @@ class CompareDialog(QDialog):
     def _tell(self, compared: Compared, table: dict[str, Any]) -> None:
         report = os.path.join(compared_folder(compared), "compare.html")
         text = (table.get("recommendation") or {}).get("text") or tr("Methods compared.")
-        messages.push_success(self._bar(), text, report if os.path.isfile(report) else "")
+        report = report if os.path.isfile(report) else ""
+        messages.push_success(self._bar(), text, report, table.get("warnings") or ())
 
     def _tell_error(self, error: HyperSharpError) -> None:
         if error.code is not ErrorCode.CANCELLED:

@@ -417,9 +417,10 @@ class FusionDialog(QDialog):
         if seconds is not None:
             text += " " + tr("({seconds:.1f} s)").format(seconds=seconds)
         report = result.outputs.get("REPORT", "")
-        messages.push_success(self.message_bar, text, report)
+        warnings = result.metrics.get("warnings") or ()
+        messages.push_success(self.message_bar, text, report, warnings)
         if self._iface is not None:
-            messages.push_success(self._iface.messageBar(), text, report)
+            messages.push_success(self._iface.messageBar(), text, report, warnings)
 
     def _on_error(self, error: HyperSharpError) -> None:
         cancelled = error.code is ErrorCode.CANCELLED

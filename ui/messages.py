@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from qgis.core import Qgis
+from qgis.gui import QgsMessageViewer
 from qgis.PyQt.QtCore import QUrl
 from qgis.PyQt.QtGui import QDesktopServices
 from qgis.PyQt.QtWidgets import QPushButton
@@ -20,9 +22,26 @@ def open_file(path: str) -> None:
     QDesktopServices.openUrl(QUrl.fromLocalFile(path))
 
 
-def push_success(bar: Any, text: str, report: str = "") -> None:
-    """Show a success that stays until it is closed, with a button to the report where there is one."""
+def show_warnings(warnings: Sequence[str], parent: Any = None) -> QgsMessageViewer:
+    """Show what a run has warned of in a window of its own, which is deleted when it is closed."""
+    viewer = QgsMessageViewer(parent)
+    viewer.setTitle(tr("HyperSharp: warnings"))
+    viewer.setMessageAsPlainText("\n\n".join(f"{text[:1].upper()}{text[1:]}." for text in warnings))
+    viewer.setCheckBoxVisible(False)
+    viewer.showMessage(False)
+    return viewer
+
+
+def push_success(bar: Any, text: str, report: str = "", warnings: Sequence[str] = ()) -> None:
+    """Show a success that stays until it is closed, with buttons to the report and the warnings where there are any."""
     item = bar.createMessage(TITLE, text)
+    if warnings:
+        said = tr("1 warning") if len(warnings) == 1 else tr("{n} warnings").format(n=len(warnings))
+        button = QPushButton(said, item)
+        button.setObjectName("hypersharp_show_warnings")
+        button.setToolTip("\n".join(warnings))
+        button.clicked.connect(lambda _checked=False: show_warnings(warnings, bar.window()))
+        item.layout().addWidget(button)
     if report:
         button = QPushButton(tr("Open report"), item)
         button.setObjectName("hypersharp_open_report")

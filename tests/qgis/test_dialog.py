@@ -153,6 +153,25 @@ def test_the_report_button_opens_the_report(desktop, qgis_app, monkeypatch):
     assert desktop.messageBar().currentItem().findChild(QPushButton, "hypersharp_open_report") is None
 
 
+def test_the_warnings_button_shows_what_was_warned_of(desktop, qgis_app):
+    from hypersharp.ui import messages
+    from qgis.gui import QgsMessageViewer
+    from qgis.PyQt.QtWidgets import QApplication, QTextEdit
+
+    bar = desktop.messageBar()
+    messages.push_success(bar, "done", warnings=["the image is moved", "it is small"])
+    button = bar.currentItem().findChild(QPushButton, "hypersharp_show_warnings")
+    assert button.text() == "2 warnings"
+    button.click()
+    viewers = [w for w in QApplication.topLevelWidgets() if isinstance(w, QgsMessageViewer) and w.isVisible()]
+    assert len(viewers) == 1
+    said = viewers[0].findChild(QTextEdit).toPlainText()
+    assert said.split() == "The image is moved. It is small.".split()
+    viewers[0].close()
+    messages.push_success(bar, "done")
+    assert bar.currentItem().findChild(QPushButton, "hypersharp_show_warnings") is None
+
+
 def test_an_unstyled_source_is_shown_alike(qgis_app, pair):
     hs, _ = pair
     style = layers.colour_style(hs)
