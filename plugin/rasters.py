@@ -16,6 +16,7 @@ from osgeo import gdal
 from qgis.core import QgsCoordinateReferenceSystem, QgsRasterLayer, QgsRectangle
 
 from ..backend.errors import HyperSharpError
+from ..backend.product_metadata import product_bands
 from ..backend.sensors import to_nanometres
 
 LayerOrPath = Union[QgsRasterLayer, str, "os.PathLike[str]"]
@@ -212,6 +213,9 @@ def _bands(dataset: Any) -> tuple[list[Optional[float]], list[bool]]:
             found = _IN_DESCRIPTION.search(dataset.GetRasterBand(index + 1).GetDescription() or "")
             if found:
                 raw[index], units = float(found.group(1)), found.group(2)
+    product = product_bands(dataset.GetDescription(), count) if all(v is None for v in raw) else None
+    if product:
+        raw, units = [band.wavelength_nm for band in product], "nm"
     known = [v for v in raw if v is not None]
     try:
         factor = to_nanometres(known, units)[0][0] / known[0]

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 import rasterio
 
+from ..product_metadata import product_bands
 from ..sensors import to_nanometres
 
 _NUMBER = re.compile(r"[-+]?\d*\.?\d+(?:[eE][-+]?\d+)?")
@@ -73,9 +74,10 @@ def _list(text: str | None, count: int) -> list[float | None] | None:
 
 
 def read_band_table(dataset: rasterio.DatasetReader) -> BandTable:
-    """Read wavelengths from, in this order: GDAL's IMAGERY domain, band tags, dataset lists, band names.
+    """Read wavelengths from wherever producers put them.
 
-    Partial, nonsensical or unit-less tags never raise: they become None, or a guess that a warning names.
+    In this order: GDAL's IMAGERY domain, band tags, dataset lists, band names, the metadata file of an EnMAP or DESIS
+    product. Partial, nonsensical or unit-less tags never raise: they become None, or a guess that a warning names.
     """
     count = dataset.count
     table = BandTable([None] * count, [None] * count, [True] * count, list(dataset.descriptions))
@@ -104,6 +106,10 @@ def read_band_table(dataset: rasterio.DatasetReader) -> BandTable:
             if found:
                 raw[index] = float(found.group(1))
                 units = found.group(2)
+    product = product_bands(dataset.name, count) if all(v is None for v in raw) else None
+    if product:
+        raw, units = [band.wavelength_nm for band in product], "nm"
+        fwhm = [band.fwhm_nm for band in product]
     flags = _list(dataset_tags.get("bbl"), count)
     if flags:
         table.good = [good and flag != 0 for good, flag in zip(table.good, flags)]

@@ -76,6 +76,60 @@ def test_bad_band_flags(make_raster):
     assert table_of(path).good == [True, False, True, True]
 
 
+ENMAP = """<?xml version="1.0" encoding="UTF-8"?>
+<level_X><specific>
+ <vnirDeadPixels><bandID number="7">12 14</bandID></vnirDeadPixels>
+ <bandCharacterisation>
+  <bandID number="1"><wavelengthCenterOfBand>418.416</wavelengthCenterOfBand>
+   <FWHMOfBand>6.9956</FWHMOfBand><GainOfBand>0.0001</GainOfBand></bandID>
+  <bandID number="2"><wavelengthCenterOfBand>1045.1</wavelengthCenterOfBand></bandID>
+  <bandID number="3"><wavelengthCenterOfBand>2445.53</wavelengthCenterOfBand><FWHMOfBand>7.6</FWHMOfBand></bandID>
+ </bandCharacterisation>
+</specific></level_X>
+"""
+DESIS = """<hsi_doc><specific><bandCharacterisation>
+ <band><bandNumber>1</bandNumber><wavelengthCenterOfBand unit="nm">401.9</wavelengthCenterOfBand>
+  <wavelengthWidthOfBand unit="nm">3.5</wavelengthWidthOfBand></band>
+ <band><bandNumber>2</bandNumber><wavelengthCenterOfBand unit="nm">404.6</wavelengthCenterOfBand></band>
+ <band><bandNumber>3</bandNumber><wavelengthCenterOfBand unit="nm">999.1</wavelengthCenterOfBand></band>
+</bandCharacterisation></specific></hsi_doc>
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "image", "beside", "expected"),
+    [
+        (ENMAP, "E-SPECTRAL_IMAGE.TIF", "E-METADATA.XML", ([418.416, 1045.1, 2445.53], [6.9956, None, 7.6])),
+        (
+            ENMAP,
+            "E-SPECTRAL_IMAGE_COG.tiff",
+            "E-metadata.xml",
+            ([418.416, 1045.1, 2445.53], [6.9956, None, 7.6]),
+        ),
+        (DESIS, "D-SPECTRAL_IMAGE.tif", "D-METADATA.xml", ([401.9, 404.6, 999.1], [3.5, None, None])),
+        (ENMAP, "scene.tif", "scene-METADATA.XML", None),
+        (ENMAP, "E-SPECTRAL_IMAGE.TIF", "F-METADATA.XML", None),
+        (ENMAP.replace("1045.1", "none"), "E-SPECTRAL_IMAGE.TIF", "E-METADATA.XML", None),
+        ("no XML at all", "E-SPECTRAL_IMAGE.TIF", "E-METADATA.XML", None),
+    ],
+    ids=["EnMAP", "EnMAP COG", "DESIS", "other name", "other product", "a band less", "damaged"],
+)
+def test_wavelengths_of_products_lie_beside_the_image(make_raster, tmp_path, text, image, beside, expected):
+    path = make_raster(image, np.ones((3, 4, 4), "int16"))
+    (tmp_path / beside).write_text(text)
+    with rasterio.open(path) as dataset:
+        table = read_band_table(dataset)
+    assert (table.wavelength_nm, table.fwhm_nm) == (expected or ([None] * 3, [None] * 3))
+    assert bool(table.warnings) == (expected is None)
+
+
+def test_wavelengths_in_the_image_go_before_those_beside_it(make_raster, tmp_path):
+    path = make_raster("E-SPECTRAL_IMAGE.TIF", np.ones((3, 4, 4), "int16"), wavelengths=[500, 600, 700])
+    (tmp_path / "E-METADATA.XML").write_text(ENMAP)
+    with rasterio.open(path) as dataset:
+        assert read_band_table(dataset).wavelength_nm == [500.0, 600.0, 700.0]
+
+
 @pytest.mark.parametrize(
     ("uri", "path"),
     [("/a/b.tif", "/a/b.tif"), ("/a/b.tif|option:X=1", "/a/b.tif"), ("file:///a/b.tif", "/a/b.tif")],

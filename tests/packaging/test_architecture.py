@@ -6,7 +6,17 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-CONTRACT = {"errors", "job", "protocol", "registry", "sensors", "estimate", "weights", "_version"}
+CONTRACT = {
+    "errors",
+    "job",
+    "protocol",
+    "registry",
+    "sensors",
+    "estimate",
+    "weights",
+    "product_metadata",
+    "_version",
+}
 FORBIDDEN_IN_BACKEND = {"qgis", "PyQt5", "PyQt6", "osgeo"}
 FORBIDDEN_IN_QGIS = {
     "torch",

@@ -152,3 +152,14 @@ def test_output_problems(qgis_app, hs_path, pan_path, tmp_path):
     assert "disk" in output_problem(str(tmp_path / "out.tif"), pair, 10**18)
     os.mkdir(tmp_path / "folder.tif")
     assert "folder" in output_problem(str(tmp_path / "folder.tif"), pair)
+
+
+def test_wavelengths_of_a_product_lie_beside_its_image(qgis_app, make_raster, tmp_path):
+    path = make_raster("E-SPECTRAL_IMAGE.TIF", bands=4)
+    entries = "".join(
+        f'<bandID number="{n}"><wavelengthCenterOfBand>{nm}</wavelengthCenterOfBand></bandID>'
+        for n, nm in enumerate((450.0, 550.5, 650.0, 2200.0), 1)
+    )
+    assert read_facts(path).spectral_range_nm is None
+    (tmp_path / "E-METADATA.XML").write_text(f"<bandCharacterisation>{entries}</bandCharacterisation>")
+    assert read_facts(path).wavelengths_nm == (450.0, 550.5, 650.0, 2200.0)
