@@ -229,18 +229,7 @@ def compare_pair(
     own = PartControl(control, title, first, first)
     rows: dict[str, dict[str, Any]] = {}
     controls: Controls = {}
-    with Pair(
-        hs,
-        guide,
-        extent=job.extent,
-        extent_crs=job.extent_crs,
-        mtf_hs=job.mtf_hs,
-        mtf_guide=job.mtf_guide,
-        device=device,
-        seed=job.seed,
-        move_hs=None if job.coregister else (0, 0),
-        control=own,
-    ) as pair:
+    with Pair.of_job(job, device, own) as pair:
         scene = pair.scene
         reduced_pixels = scene.hs.rows // scene.ratio, scene.hs.cols // scene.ratio
         methods = [m for m in methods if _fits(m, pair, job, own)]

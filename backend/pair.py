@@ -17,9 +17,10 @@ from .control import Control
 from .coregistration import LIMIT, Coregistration, find_coregistration
 from .errors import HyperSharpError
 from .grid import PairGrid, pair_grid
-from .io.raster import RasterInfo, check_readable, check_roles, open_input
+from .io.raster import RasterInfo, check_readable, check_roles, open_input, source_path
 from .io.source import RasterSource, guide_source, hs_source
 from .io.wavelengths import BandTable
+from .job import CompareJob, FuseJob
 from .scene import COARSE_TILE, Scene, tile_windows
 
 MIN_VALID_SHARE = 0.5
@@ -322,6 +323,22 @@ class Pair:
             or float_guide
             or outside
             or bool(self.survey.empty)
+        )
+
+    @classmethod
+    def of_job(cls, job: FuseJob | CompareJob, device: torch.device, control: Control) -> Pair:
+        """Open a job's pair."""
+        return cls(
+            source_path(job.hs),
+            source_path(job.guide),
+            extent=job.extent,
+            extent_crs=job.extent_crs,
+            mtf_hs=job.mtf_hs,
+            mtf_guide=job.mtf_guide,
+            device=device,
+            seed=job.seed,
+            move_hs=None if job.coregister else (0, 0),
+            control=control,
         )
 
     def __enter__(self) -> Pair:

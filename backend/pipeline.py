@@ -84,18 +84,7 @@ def run_fuse(job: FuseJob, control: Control) -> Result:
     check_side_files(job.report, job.metrics)
     check_maps_folder(job.maps, [hs, guide, job.output, job.report, *metrics_files(job.metrics)])
     control.stage("reading", 1)
-    with Pair(
-        hs,
-        guide,
-        extent=job.extent,
-        extent_crs=job.extent_crs,
-        mtf_hs=job.mtf_hs,
-        mtf_guide=job.mtf_guide,
-        device=device,
-        seed=job.seed,
-        move_hs=None if job.coregister else (0, 0),
-        control=control,
-    ) as pair:
+    with Pair.of_job(job, device, control) as pair:
         dtype = pair.hs.dtype if job.dtype == "same" else job.dtype
         check_output(job.output, [hs, guide], _disk_bytes(pair, dtype, job.compress))
         control.step()

@@ -16,11 +16,10 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 from diffusers import UNet2DModel
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..errors import ErrorCode, HyperSharpError
-from ..models.pretrained import CARD_NAME, CONFIG_NAME, FORMAT, read_config, read_tensors
+from ..models.pretrained import read_config, read_tensors, write_folder
 
 CHANNELS = 3
 DIFFUSERS_WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -104,23 +103,10 @@ class UNetDenoiser(nn.Module):
             half: store half precision.
             card: text of `card.md`.
         """
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        dtype = torch.float16 if half else torch.float32
-        tensors = {
-            k: v.detach().to("cpu", dtype, memory_format=torch.contiguous_format)
-            for k, v in self.unet.state_dict().items()
-        }
-        part = folder / (DIFFUSERS_WEIGHTS + ".part")
-        save_file(tensors, part, metadata={"format": "pt"})
-        part.chmod(0o644)
-        part.replace(folder / DIFFUSERS_WEIGHTS)
         config = json.loads(self.unet.to_json_string())
         config.pop("_name_or_path", None)
-        content = {"format": FORMAT, "class": "UNet2DModel", **config, **(extra or {})}
-        (folder / CONFIG_NAME).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-        if card is not None:
-            (folder / CARD_NAME).write_text(card, encoding="utf-8")
+        content = {"class": "UNet2DModel", **config, **(extra or {})}
+        write_folder(folder, self.unet, content, half, card, DIFFUSERS_WEIGHTS)
 
 
 def load_denoiser(folder: str | Path, device: torch.device | str = "cpu") -> Denoiser:

@@ -77,23 +77,43 @@ class PretrainedModel(nn.Module):
             half: store the weights in half precision.
             card: text of `card.md`.
         """
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        dtype = torch.float16 if half else torch.float32
-        tensors = {k: v.detach().to("cpu", dtype).contiguous() for k, v in self.state_dict().items()}
-        part = folder / (WEIGHTS_NAME + ".part")
-        save_file(tensors, part)
-        part.chmod(0o644)  # safetensors writes for its owner alone; weights are shared
-        part.replace(folder / WEIGHTS_NAME)
-        content = {
-            "format": FORMAT,
-            "class": self.model_name,
-            "architecture": asdict(self.config),
-            **(extra or {}),
-        }
-        (folder / CONFIG_NAME).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-        if card is not None:
-            (folder / CARD_NAME).write_text(card, encoding="utf-8")
+        content = {"class": self.model_name, "architecture": asdict(self.config), **(extra or {})}
+        write_folder(folder, self, content, half, card)
+
+
+def write_folder(
+    folder: str | Path,
+    network: nn.Module,
+    content: dict[str, Any],
+    half: bool,
+    card: str | None,
+    weights_name: str = WEIGHTS_NAME,
+) -> None:
+    """Write a weights folder.
+
+    Args:
+        folder: made when missing; existing files of the same names are replaced.
+        network: whose tensors are written.
+        content: of config.json, but for the format; JSON-ready.
+        half: store the weights in half precision.
+        card: text of `card.md`; None for none.
+        weights_name: the file of the tensors.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    dtype = torch.float16 if half else torch.float32
+    tensors = {
+        name: tensor.detach().to("cpu", dtype, memory_format=torch.contiguous_format)
+        for name, tensor in network.state_dict().items()
+    }
+    part = folder / (weights_name + ".part")
+    save_file(tensors, part, metadata={"format": "pt"})  # as diffusers and transformers ask for
+    part.chmod(0o644)  # safetensors writes for its owner alone; weights are shared
+    part.replace(folder / weights_name)
+    text = json.dumps({"format": FORMAT, **content}, indent=1) + "\n"
+    (folder / CONFIG_NAME).write_text(text, encoding="utf-8")
+    if card is not None:
+        (folder / CARD_NAME).write_text(card, encoding="utf-8")
 
 
 def read_config(folder: str | Path) -> dict[str, Any]:
