@@ -331,6 +331,14 @@ def _done(metrics: dict[str, Any], notes: dict[str, Any]) -> list[tuple[str, str
         lines.append(("Resampling", done))
     if grid.get("note"):
         lines.append(("Grid", str(grid["note"])))
+    moved = grid.get("hs_moved_pixels")
+    if moved:
+        way = (
+            f"moved by {moved[0]} rows and {moved[1]} columns of the guide"
+            if any(moved)
+            else "as georeferenced"
+        )
+        lines.append(("Place of the HS image", way))
     bands = metrics.get("bands") or {}
     if bands:
         left_out = [f"{kind}: {_text(bands[kind])}" for kind in bands if kind != "usable" and bands[kind]]

@@ -93,7 +93,8 @@ METRICS = {
                "crs": "EPSG:32631", "dtype": "int16", "nodata": None},
         "guide": {"name": "scene_pan.tif", "bands": 1, "rows": 800, "cols": 960, "pixel_size": [5, 5],
                   "crs": "EPSG:32631", "dtype": "uint16", "nodata": 0.0},
-        "grid": {"ratio": 4, "true_ratio": 4.1667, "resampled": True, "note": "resampled once (cubic)"},
+        "grid": {"ratio": 4, "true_ratio": 4.1667, "resampled": True, "note": "resampled once (cubic)",
+                 "hs_moved_pixels": [9, -12]},
     },
     "bands": {"usable": 9, "empty": [4], "constant": [], "bad": []},
     "reduced_resolution": {
@@ -172,6 +173,7 @@ def test_report_says_everything(tmp_path, files):
     for part in (
         "GSA: scene_hs + scene_pan", "Better than interpolation", "band 4 is empty", "34.00", "2.500",
         "degrees, zero pixels skipped", "every band is constant", "HS image resampled once", "true ratio 4.167",
+        "moved by 9 rows and -12 columns of the guide",
         "empty: 4", "0.3", "haze no", "1.2 s", "Aiazzi et al., 2007", "HyperSharp 0.1.0", "torch 2.13.0",
         "same stretch", "bands 5, 3, 1 (650, 550, 450 nm)", "season", "same day", "EPSG:32631",
     ):  # fmt: skip
