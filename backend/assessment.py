@@ -527,10 +527,11 @@ def known_method(tags: Mapping[str, str]) -> str | None:
 
 def _noted_move(tags: Mapping[str, str]) -> tuple[int, int] | None:
     """Return where HyperSharp took the HS image of a raster to lie (`Pair`'s `move_hs`), if it was noted."""
-    words = tags.get("HYPERSHARP_HS_MOVED", "").split()
-    if len(words) != 2 or not all(word.lstrip("-").isdigit() for word in words):
+    try:
+        rows, cols = (int(word) for word in tags.get("HYPERSHARP_HS_MOVED", "").split())
+    except ValueError:
         return None
-    return int(words[0]), int(words[1])
+    return rows, cols
 
 
 def _bounds(info: RasterInfo) -> tuple[tuple[float, float, float, float] | None, str | None]:

@@ -104,7 +104,8 @@ class AssessJob:
         reference: path of the true fine hyperspectral raster, if known.
         method: method id when known: the reduced-resolution protocol is then run as well.
         device, memory_gb, seed, mtf_hs, mtf_guide, parameters, report, metrics, maps: as in `FuseJob`.
-        coregister: the same, for rasters in which HyperSharp did not note where it took the HS image to lie.
+        coregister: as in `FuseJob`, but that where HyperSharp noted in the raster where it took the HS image to lie,
+            this is not found out anew.
     """
 
     kind: ClassVar[str] = "assess"

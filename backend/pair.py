@@ -14,7 +14,7 @@ from rasterio.errors import NotGeoreferencedWarning
 from torch import Tensor
 
 from .control import Control
-from .coregistration import LIMIT, Coregistration, find_coregistration
+from .coregistration import Coregistration, find_coregistration
 from .errors import HyperSharpError
 from .grid import PairGrid, pair_grid
 from .io.raster import RasterInfo, check_readable, check_roles, open_input, source_path
@@ -212,16 +212,16 @@ class Pair:
             guide_dataset, self.guide = open_input(guide, "guide")
             stack.enter_context(guide_dataset)
             check_roles(self.hs, self.guide)
-            self.grid: PairGrid = pair_grid(self.hs, self.guide, extent, extent_crs)
+            whole = pair_grid(self.hs, self.guide)
             check_readable(hs_dataset, self.hs)
             check_readable(guide_dataset, self.guide)
             self.coregistration = None
             if move_hs is None and self.hs.georeferenced and self.guide.georeferenced:
-                self.coregistration = self._coregistered(hs_dataset, guide_dataset, mtf_hs, control)
+                self.coregistration = self._coregistered(hs_dataset, guide_dataset, whole, mtf_hs, control)
             if self.coregistration is not None:
                 move_hs = self.coregistration.rows, self.coregistration.cols
-            if move_hs and any(move_hs):
-                self.grid = pair_grid(self.hs, self.guide, extent, extent_crs, move_hs)
+            # Only now: what the extent cuts out depends on where the HS image lies.
+            self.grid: PairGrid = pair_grid(self.hs, self.guide, extent, extent_crs, move_hs or (0, 0))
             for text in (*self.hs.bands.warnings, *self.grid.warnings):
                 control.warn(text)
             self.hs_all = hs_source(hs_dataset, self.hs, self.grid)
@@ -250,6 +250,7 @@ class Pair:
         self,
         hs: rasterio.DatasetReader,
         guide: rasterio.DatasetReader,
+        whole: PairGrid,
         mtf_hs: float,
         control: Control,
     ) -> Coregistration | None:
@@ -257,13 +258,12 @@ class Pair:
 
         The whole area that both cover is looked at, whatever the extent: parts of a scene are then moved alike.
         """
-        grid = pair_grid(self.hs, self.guide)
-        hs_all = hs_source(hs, self.hs, grid)
+        hs_all = hs_source(hs, self.hs, whole)
         try:
-            fine = guide_source(guide, self.guide, grid)
-            found = find_coregistration(hs_all, fine, grid.ratio, mtf_hs, control)
+            fine = guide_source(guide, self.guide, whole)
+            found = find_coregistration(hs_all, fine, whole.ratio, mtf_hs, control)
         finally:
-            if not grid.nested:
+            if not whole.nested:
                 hs_all.dataset.close()
         if found is None:
             return None
@@ -278,7 +278,7 @@ class Pair:
         elif found.unmoved > DISAGREEING:
             control.warn(
                 f"the HS image explains only {1 - found.unmoved:.0%} of the guide's variance: do both show the same "
-                f"ground, at about the same time? No other place within {LIMIT} HS pixels fits clearly better"
+                "ground, at about the same time? No other place that was tried fits clearly better"
             )
         return found
 
@@ -327,7 +327,11 @@ class Pair:
 
     @classmethod
     def of_job(cls, job: FuseJob | CompareJob, device: torch.device, control: Control) -> Pair:
-        """Open a job's pair."""
+        """Open a job's pair.
+
+        Raises:
+            HyperSharpError: one of them cannot be opened, or they cannot be fused.
+        """
         return cls(
             source_path(job.hs),
             source_path(job.guide),

@@ -13,8 +13,9 @@ from hypersharp.backend.control import Control
 from hypersharp.backend.coregistration import LIMIT, find_coregistration
 from hypersharp.backend.degradation import degrade
 from hypersharp.backend.io.source import TensorSource
-from hypersharp.backend.job import CompareJob
+from hypersharp.backend.job import CompareJob, TrainJob
 from hypersharp.backend.pair import Pair
+from hypersharp.backend.training.setup import job_pair
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scenes import rough_scene
@@ -165,6 +166,39 @@ def test_a_part_is_moved_as_the_whole_is(moved_pair, tmp_path):
     assert content(tmp_path / "part.tif")[2]["HYPERSHARP_HS_MOVED"] == "9 -12"
 
 
+def test_an_extent_may_lie_where_only_the_right_place_has_the_image(moved_pair, tmp_path):
+    """A strip that the wrong georeference leaves out; fused, and scored by what the raster says."""
+    _, moved, guide = moved_pair
+    strip = (450000.0, 5398700.0, 450090.0, 5399000.0)
+    fuse(moved, guide, tmp_path / "strip.tif", extent=strip, method="gsa", assess=False)
+    image, transform, _ = content(tmp_path / "strip.tif")
+    assert (transform.c, transform.f, image.shape[1:]) == (450000.0, 5399000.0, (30, 9))
+    whole, _, _ = content(
+        fuse(moved, guide, tmp_path / "w.tif", method="gsa", assess=False).outputs["OUTPUT"]
+    )
+    assert image.std() > 0 and abs(image.astype(float) - whole[:, 100:130, :9]).mean() < 0.2 * whole.std()
+    scored = assess(tmp_path / "strip.tif", moved, guide)
+    assert scored.metrics["inputs"]["grid"]["hs_moved_pixels"] == [9, -12]
+
+
+def test_training_on_a_pair_sees_it_where_it_belongs(moved_pair):
+    _, moved, guide = moved_pair
+    for on, expected in ((True, (9, -12)), (False, (0, 0))):
+        job = TrainJob("weights", "csakd", hs=moved, guide=guide, coregister=on)
+        with job_pair(job, Control()) as pair:
+            assert pair.grid.hs_moved == expected
+
+
+@pytest.mark.parametrize("tag", ["", "9", "9 -12 3", "--9 2", "nine 2"])
+def test_a_note_that_makes_no_sense_is_found_out_anew(moved_pair, tmp_path, tag):
+    _, moved, guide = moved_pair
+    fuse(moved, guide, tmp_path / "fused.tif", method="gsa", assess=False)
+    with rasterio.open(tmp_path / "fused.tif", "r+") as dataset:
+        dataset.update_tags(HYPERSHARP_HS_MOVED=tag)
+    scored = assess(tmp_path / "fused.tif", moved, guide)
+    assert scored.metrics["inputs"]["grid"]["hs_moved_pixels"] == [9, -12]
+
+
 def test_switched_off_both_georeferences_are_believed(moved_pair, tmp_path):
     _, moved, guide = moved_pair
     result = fuse(moved, guide, tmp_path / "left.tif", coregister=False, assess=False)
@@ -187,6 +221,8 @@ def test_assess_goes_by_where_the_image_was_taken_to_lie(moved_pair, tmp_path, c
         expected = fused.metrics[section]["fused"]
         assert scored.metrics[section]["fused"] == pytest.approx(expected, rel=1e-3)
     assert scored.metrics["inputs"]["grid"]["hs_moved_pixels"] == ([9, -12] if coregister else [0, 0])
+    off = assess(tmp_path / "fused.tif", moved, guide, coregister=False)
+    assert off.metrics["inputs"]["grid"]["hs_moved_pixels"] == [0, 0]
 
 
 def test_a_raster_of_another_program_is_assessed_where_the_image_belongs(moved_pair, tmp_path, make_raster):
