@@ -13,6 +13,7 @@ from qgis.core import (
     QgsProcessingContext,
     QgsProcessingException,
     QgsProcessingFeedback,
+    QgsProcessingLayerPostProcessorInterface,
     QgsProcessingParameterBoolean,
     QgsProcessingParameterDefinition,
     QgsProcessingParameterEnum,
@@ -83,6 +84,7 @@ class HyperSharpAlgorithm(QgsProcessingAlgorithm):
     def __init__(self) -> None:
         super().__init__()
         self._job: Optional[Job] = None
+        self._to_load: dict[str, QgsProcessingContext.LayerDetails] = {}
 
     def name(self) -> str:
         """Return the fixed id."""
@@ -236,10 +238,13 @@ class HyperSharpAlgorithm(QgsProcessingAlgorithm):
         self, parameters: dict[str, Any], context: QgsProcessingContext, feedback: QgsProcessingFeedback
     ) -> bool:
         """Turn the parameters into a job, on the main thread: layers must not be touched later."""
+        before = set(context.layersToLoadOnCompletion())
         try:
             self._job = self.build_job(parameters, context)
         except HyperSharpError as error:
             raise QgsProcessingException(log.sentence(error)) from error
+        wanted = context.layersToLoadOnCompletion()
+        self._to_load = {path: details for path, details in wanted.items() if path not in before}
         return True
 
     def processAlgorithm(
@@ -255,6 +260,10 @@ class HyperSharpAlgorithm(QgsProcessingAlgorithm):
             raise QgsProcessingException(tr(self.CANCELLED)) from error
         except HyperSharpError as error:
             raise QgsProcessingException(log.sentence(error)) from error
+        # In a thread this is another context than the one that was prepared, and the only one that is asked in the end.
+        for path, details in self._to_load.items():
+            if not context.willLoadLayerOnCompletion(path):
+                context.addLayerToLoadOnCompletion(path, details)
         return self.results_of(result, parameters, context)
 
     def build_job(self, parameters: dict[str, Any], context: QgsProcessingContext) -> Job:
@@ -266,6 +275,18 @@ class HyperSharpAlgorithm(QgsProcessingAlgorithm):
     ) -> dict[str, Any]:
         """Return Processing's results for the worker's (worker thread)."""
         raise NotImplementedError
+
+
+class PostProcessor(QgsProcessingLayerPostProcessorInterface):
+    """What is done to a layer that Processing has loaded."""
+
+    _kept: ClassVar[list[QgsProcessingLayerPostProcessorInterface]] = []
+    """QGIS holds no Python reference: one that is collected early does nothing (QGIS issues 47533, 48087)."""
+
+    def kept(self) -> PostProcessor:
+        """Return this one, which now lives until it has been used, or long enough."""
+        PostProcessor._kept = [*PostProcessor._kept[-99:], self]
+        return self
 
 
 class FeedbackTalk:

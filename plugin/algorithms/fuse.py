@@ -9,7 +9,6 @@ from qgis.core import (
     QgsProcessing,
     QgsProcessingContext,
     QgsProcessingFeedback,
-    QgsProcessingLayerPostProcessorInterface,
     QgsProcessingOutputNumber,
     QgsProcessingParameterBoolean,
     QgsProcessingParameterExtent,
@@ -28,7 +27,7 @@ from ...backend.weights import weights_problem
 from .. import api, layers, log, pair
 from ..log import tr
 from ..rasters import read_facts
-from .base import MAPS_HELP, PAIR_HELP, HyperSharpAlgorithm, enum_parameter, index_values
+from .base import MAPS_HELP, PAIR_HELP, HyperSharpAlgorithm, PostProcessor, enum_parameter, index_values
 
 MIN_TILE = 64
 OWN_PRESET = "default"
@@ -229,7 +228,7 @@ class FuseAlgorithm(HyperSharpAlgorithm):
         output = result.outputs.get("OUTPUT", self._source.job.output)
         if context.willLoadLayerOnCompletion(output):
             details = context.layerToLoadOnCompletionDetails(output)
-            details.setPostProcessor(StyleResult.keep(self._source, result.metrics))
+            details.setPostProcessor(StyleResult(self._source, result.metrics).kept())
             if hasattr(details, "groupName") and not details.groupName:  # QGIS 3.32 and newer
                 details.groupName = self._source.group_name
         reduced = index_values(result.metrics, "reduced_resolution")
@@ -242,23 +241,13 @@ class FuseAlgorithm(HyperSharpAlgorithm):
         return results
 
 
-class StyleResult(QgsProcessingLayerPostProcessorInterface):
+class StyleResult(PostProcessor):
     """Dresses the result when Processing has loaded it (main thread)."""
-
-    _kept: list[StyleResult] = []
-    """QGIS holds no Python reference: one that is collected early styles nothing (QGIS issues 47533, 48087)."""
 
     def __init__(self, source: layers.FusedSource, metrics: dict[str, Any]) -> None:
         super().__init__()
         self._source = source
         self._metrics = metrics
-
-    @classmethod
-    def keep(cls, source: layers.FusedSource, metrics: dict[str, Any]) -> StyleResult:
-        """Return a post-processor that lives until it has been used, or long enough."""
-        processor = cls(source, metrics)
-        cls._kept = [*cls._kept[-99:], processor]
-        return processor
 
     def postProcessLayer(
         self, layer: Any, _context: QgsProcessingContext, feedback: QgsProcessingFeedback
