@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import signal
 import sys
 import traceback
@@ -27,6 +28,7 @@ from .job import (
     AssessJob,
     CompareJob,
     FuseJob,
+    ImportJob,
     Job,
     SimulateJob,
     TrainJob,
@@ -121,6 +123,13 @@ def build_parser() -> argparse.ArgumentParser:
     simulate.add_argument("-o", "--output", required=True, metavar="FOLDER")
     simulate.add_argument("--progress", choices=("bar", "json", "none"), default="none")
 
+    product = commands.add_parser("import", help="make rasters of a PRISMA product (.he5)")
+    product.add_argument("product", metavar="PRODUCT", help="the product's file, PRS_L2D_....he5")
+    product.add_argument(
+        "-o", "--output", required=True, metavar="FOLDER", help="where hs.tif and pan.tif go"
+    )
+    product.add_argument("--progress", choices=("bar", "json", "none"), default=None)
+
     train = commands.add_parser("train", help="train a learned method on cubes or on a pair")
     train.add_argument("hs", metavar="HS", nargs="?", help="hyperspectral raster")
     train.add_argument("guide", metavar="GUIDE", nargs="?", help="finer panchromatic or multispectral raster")
@@ -210,6 +219,8 @@ def job_of(args: argparse.Namespace) -> Job:
     """Return the job that the arguments ask for."""
     if args.command == "simulate":
         return SimulateJob(args.reference, args.output, args.ratio, args.guide, args.snr, args.mtf, args.seed)
+    if args.command == "import":
+        return ImportJob(args.product, *(os.path.join(args.output, name) for name in ("hs.tif", "pan.tif")))
     if args.command == "train":
         return _train_job(args)
     shared: dict[str, Any] = {

@@ -28,6 +28,7 @@ from .control import Control, PartControl
 from .device import choose_device, is_out_of_memory
 from .errors import Cancelled, ErrorCode, HyperSharpError
 from .io.raster import source_path
+from .io.writer import make_folder
 from .job import DTYPES, CompareJob, FuseJob, SimulateJob
 from .pair import Pair
 from .pipeline import method_parameters, run_fuse, versions
@@ -173,25 +174,6 @@ def _runs_here(method: str, needs_weights: bool, job: CompareJob) -> bool:
 def default_weights(method: str) -> bool:
     """Return whether a learned method's own weights ship with this copy."""
     return getattr(load_method(method), "own_weights", method) in shipped_names()
-
-
-def make_folder(text: str) -> Path:
-    """Return the folder, made when absent.
-
-    Raises:
-        HyperSharpError: it cannot be made or written to.
-    """
-    folder = Path(text)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        writable = os.access(folder, os.W_OK)
-    except OSError:
-        writable = False
-    if not writable:
-        raise HyperSharpError(
-            f"cannot write into the folder {folder}", "choose another folder", ErrorCode.OUTPUT
-        )
-    return folder
 
 
 def compare_pair(

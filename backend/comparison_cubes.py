@@ -12,6 +12,7 @@ from typing import Any
 from . import comparison, comparison_table, ranking
 from .control import Control, PartControl
 from .errors import Cancelled, HyperSharpError
+from .io.writer import make_folder
 from .job import CompareJob
 from .pipeline import versions
 from .protocol import Result
@@ -82,7 +83,7 @@ def _one(
 ) -> dict[str, Any]:
     """Simulate one cube's pair and compare the methods on it."""
     middle = span[0] + SIMULATING_SHARE * (span[1] - span[0])
-    comparison.make_folder(str(folder))
+    make_folder(folder)
     pair = comparison.simulated_pair(job, cube, folder, PartControl(control, name, span[0], middle))
     own = replace(job, hs=pair["HS"], guide=pair["GUIDE"], cubes=None, extent=None, extent_crs=None)
     return comparison.compare_pair(

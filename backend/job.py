@@ -242,9 +242,28 @@ class TrainJob:
     start_from: Optional[str] = None
 
 
-Job = Union[FuseJob, AssessJob, SimulateJob, CompareJob, TrainJob]
+@dataclass
+class ImportJob:
+    """Make rasters of a sensor's product (PRISMA of level 2C or 2D).
+
+    Attributes:
+        product: path of the product's file (.he5).
+        hs: path of the GeoTIFF to write with its hyperspectral image.
+        pan: path of the GeoTIFF to write with its panchromatic image, if it has one; None to leave that out.
+
+    Folders of the two are made when they are missing.
+    """
+
+    kind: ClassVar[str] = "import"
+
+    product: str
+    hs: str
+    pan: Optional[str] = None
+
+
+Job = Union[FuseJob, AssessJob, SimulateJob, CompareJob, TrainJob, ImportJob]
 JOB_KINDS: dict[str, type[Any]] = {
-    cls.kind: cls for cls in (FuseJob, AssessJob, SimulateJob, CompareJob, TrainJob)
+    cls.kind: cls for cls in (FuseJob, AssessJob, SimulateJob, CompareJob, TrainJob, ImportJob)
 }
 
 

@@ -3,21 +3,19 @@
 
 from __future__ import annotations
 
-import warnings
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from types import TracebackType
 
 import rasterio
 import torch
-from rasterio.errors import NotGeoreferencedWarning
 from torch import Tensor
 
 from .control import Control
 from .coregistration import Coregistration, find_coregistration
 from .errors import HyperSharpError
 from .grid import PairGrid, pair_grid
-from .io.raster import RasterInfo, check_readable, check_roles, open_input, source_path
+from .io.raster import RasterInfo, check_readable, check_roles, georeference_optional, open_input, source_path
 from .io.source import RasterSource, guide_source, hs_source
 from .io.wavelengths import BandTable
 from .job import CompareJob, FuseJob
@@ -205,8 +203,7 @@ class Pair:
                     f"the {name} sensor's MTF gain at Nyquist is {gain:g}", "give a number from 0.01 to 0.99"
                 )
         self._files = ExitStack()
-        with self._files as stack, warnings.catch_warnings():
-            warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        with self._files as stack, georeference_optional():
             hs_dataset, self.hs = open_input(hs, "HS image")
             stack.enter_context(hs_dataset)
             guide_dataset, self.guide = open_input(guide, "guide")
@@ -356,6 +353,5 @@ class Pair:
 
 def open_fused(path: str) -> tuple[rasterio.DatasetReader, RasterInfo]:
     """Open an already fused raster."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+    with georeference_optional():
         return open_input(path, "fused image")

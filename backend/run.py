@@ -15,6 +15,7 @@ _RUNNERS = {
     "simulate": (".simulation", "run_simulate"),
     "compare": (".comparison", "run_compare"),
     "train": (".training.run", "run_train"),
+    "import": (".products", "run_import"),
 }
 
 

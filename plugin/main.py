@@ -6,6 +6,7 @@ from __future__ import annotations
 from typing import Any, Callable, Optional
 
 from qgis.core import Qgis, QgsApplication
+from qgis.PyQt import sip
 from qgis.PyQt.QtCore import QUrl
 from qgis.PyQt.QtGui import QDesktopServices, QIcon
 from qgis.PyQt.QtWidgets import QAction
@@ -28,10 +29,12 @@ class HyperSharpPlugin:
         self._provider: Optional[HyperSharpProvider] = None
         self._fuse_action: Optional[QAction] = None
         self._compare_action: Optional[QAction] = None
+        self._import_action: Optional[QAction] = None
         self._help_action: Optional[QAction] = None
         self._quality: Optional[QualityAction] = None
         self._dialog: Any = None
         self._compare_dialog: Any = None
+        self._import_dialog: Any = None
 
     def initProcessing(self) -> None:
         """Register the Processing provider (QGIS calls this alone in `qgis_process`)."""
@@ -57,6 +60,13 @@ class HyperSharpPlugin:
             tr("Run several methods on what the map shows, and add the results as a group")
         )
         self._iface.addPluginToRasterMenu(MENU, self._compare_action)
+        self._import_action = self._action(
+            tr("Import a PRISMA product…"), "hypersharp_import", self.show_import_dialog
+        )
+        self._import_action.setStatusTip(
+            tr("Make a hyperspectral and a panchromatic layer of a PRISMA product (.he5)")
+        )
+        self._iface.addPluginToRasterMenu(MENU, self._import_action)
         self._quality = QualityAction(
             self._iface,
             self._action(tr("Quality report"), "hypersharp_quality", self.show_quality),
@@ -99,6 +109,23 @@ class HyperSharpPlugin:
             self._compare_dialog.deleteLater()
             self._compare_dialog = None
 
+    def show_import_dialog(self) -> Any:
+        """Open Processing's dialog of the import, or bring the open one to the front; return it."""
+        if self._import_dialog is None or sip.isdeleted(self._import_dialog):
+            import processing
+
+            self._import_dialog = processing.createAlgorithmDialog("hypersharp:import")
+        self._import_dialog.show()
+        self._import_dialog.raise_()
+        self._import_dialog.activateWindow()
+        return self._import_dialog
+
+    def _close_import_dialog(self) -> None:
+        if self._import_dialog is not None and not sip.isdeleted(self._import_dialog):
+            self._import_dialog.close()
+            self._import_dialog.deleteLater()
+        self._import_dialog = None
+
     def show_quality(self) -> Any:
         """Score the active layer in the background; return the task, or None when its sources are asked for."""
         return self._quality.trigger() if self._quality is not None else None
@@ -119,6 +146,11 @@ class HyperSharpPlugin:
             self._dialog.deleteLater()
             self._dialog = None
         self._close_compare_dialog()
+        self._close_import_dialog()
+        if self._import_action is not None:
+            self._iface.removePluginRasterMenu(MENU, self._import_action)
+            self._import_action.deleteLater()
+            self._import_action = None
         if self._compare_action is not None:
             self._iface.removePluginRasterMenu(MENU, self._compare_action)
             self._compare_action.deleteLater()

@@ -9,6 +9,7 @@ from qgis.PyQt.QtGui import QIcon
 from .algorithms.assess import AssessAlgorithm
 from .algorithms.compare import CompareAlgorithm
 from .algorithms.fuse import FuseAlgorithm
+from .algorithms.import_product import ImportAlgorithm
 from .algorithms.simulate import SimulateAlgorithm
 from .algorithms.train import TrainAlgorithm
 from .environment import PACKAGE_FOLDER
@@ -51,5 +52,6 @@ class HyperSharpProvider(QgsProcessingProvider):
             CompareAlgorithm,
             TrainAlgorithm,
             SimulateAlgorithm,
+            ImportAlgorithm,
         ):
             self.addAlgorithm(algorithm())

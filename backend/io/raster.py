@@ -5,6 +5,9 @@ from __future__ import annotations
 
 import os
 import re
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +16,7 @@ import rasterio
 from affine import Affine
 from rasterio.crs import CRS
 from rasterio.enums import MaskFlags
-from rasterio.errors import RasterioError
+from rasterio.errors import NotGeoreferencedWarning, RasterioError
 
 from ..errors import HyperSharpError
 from .wavelengths import BandTable, read_band_table
@@ -77,6 +80,14 @@ class RasterInfo:
         }
 
 
+@contextmanager
+def georeference_optional() -> Iterator[None]:
+    """Keep rasterio from warning of rasters without a georeference: what that means is said where it matters."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        yield
+
+
 def source_path(source: str | os.PathLike[str]) -> str:
     """Return the file behind a path or a QGIS source URI.
 
@@ -116,6 +127,12 @@ def open_input(source: str | os.PathLike[str], role: str) -> tuple[rasterio.Data
         raise HyperSharpError(f"{role} is an empty folder: {path}", "name a raster file")
     if plain and not os.access(path, os.R_OK):
         raise HyperSharpError(f"{role} cannot be read: {path}", "check the file's permissions")
+    if path.lower().endswith(".he5"):
+        raise HyperSharpError(
+            f"{role} is a product in HDF5, not a raster: {path}",
+            "make rasters of it first: hypersharp import PRODUCT -o FOLDER, in QGIS HyperSharp's "
+            "'Import a PRISMA product'",
+        )
     try:
         dataset = rasterio.open(path)
     except (RasterioError, OSError, ValueError) as error:

@@ -54,6 +54,25 @@ def partial_output(output: str | os.PathLike[str]) -> Iterator[Path]:
         part.with_name(part.name + ".aux.xml").unlink(missing_ok=True)
 
 
+def make_folder(folder: str | os.PathLike[str]) -> Path:
+    """Return a folder for outputs, made when absent.
+
+    Raises:
+        HyperSharpError: it cannot be made or written to.
+    """
+    path, why = Path(folder), ""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        writable = os.access(path, os.W_OK)
+    except OSError as error:
+        writable, why = False, f": {error.strerror}"
+    if not writable:
+        raise HyperSharpError(
+            f"cannot write into the folder {path}{why}", "choose another folder", ErrorCode.OUTPUT
+        )
+    return path
+
+
 def default_nodata(dtype: str) -> float:
     """Return the nodata value for an output that needs one and whose input has none."""
     kind = np.dtype(dtype)

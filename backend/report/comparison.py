@@ -6,7 +6,6 @@ from __future__ import annotations
 import datetime
 import json
 import os
-import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,11 +13,12 @@ from typing import Any
 import jinja2
 import numpy as np
 import rasterio
-from rasterio.errors import NotGeoreferencedWarning, RasterioError
+from rasterio.errors import RasterioError
 from rasterio.windows import Window
 
 from ..comparison_table import CONTROL, INTERPOLATION, SECTIONS, row_of, short
 from ..errors import HyperSharpError
+from ..io.raster import georeference_optional
 from ..registry import METHODS
 from .comparison_plots import HIGHLIGHTED, Curves, SpotSpectra, cost_plot, curves_plot, spectra_plot
 from .files import write_text
@@ -315,8 +315,7 @@ def _spectra(
 def _spectrum(path: Path, row: int, col: int) -> np.ndarray | None:
     """Return one pixel's spectrum, NaN where invalid; None when it cannot be read."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        with georeference_optional():
             dataset = rasterio.open(path)
         with dataset:
             if not (0 <= row < dataset.height and 0 <= col < dataset.width):

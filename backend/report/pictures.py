@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import os
 import re
-import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -18,13 +17,14 @@ import numpy as np
 import rasterio
 from affine import Affine
 from rasterio.enums import ColorInterp, Resampling
-from rasterio.errors import NotGeoreferencedWarning, RasterioError
+from rasterio.errors import RasterioError
 from rasterio.vrt import WarpedVRT
 from rasterio.warp import transform as transform_points
 from rasterio.windows import Window
 from scipy import ndimage
 
 from ..errors import HyperSharpError
+from ..io.raster import georeference_optional
 from ..io.wavelengths import BandTable, read_band_table
 from ..sensors import colour_bands, nearest_band
 from .stages import PRIOR, StagePicture
@@ -232,8 +232,7 @@ def load_views(
     """
     try:
         with ExitStack() as stack:
-            stack.enter_context(warnings.catch_warnings())
-            warnings.simplefilter("ignore", NotGeoreferencedWarning)
+            stack.enter_context(georeference_optional())
             opened = [stack.enter_context(rasterio.open(os.fspath(p))) for p in (fused, hs, guide)]
             return _views(_Sources(*opened), prior)
     except (RasterioError, OSError, ValueError) as error:

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import math
 import os
-import warnings
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +16,7 @@ from typing import Any
 import numpy as np
 import rasterio
 import torch
-from rasterio.errors import NotGeoreferencedWarning, RasterioError
+from rasterio.errors import RasterioError
 from rasterio.windows import Window
 
 from ..control import Control
@@ -31,8 +29,9 @@ from ..degradation import (
     psf_reach,
 )
 from ..errors import ErrorCode, HyperSharpError
-from ..io.raster import MIN_HS_BANDS, RasterInfo, check_readable, open_input
+from ..io.raster import MIN_HS_BANDS, RasterInfo, check_readable, georeference_optional, open_input
 from ..io.source import RasterSource
+from ..io.writer import make_folder
 from ..job import SimulateJob
 from ..protocol import Result
 from .response import GuideResponse, guide_response
@@ -103,13 +102,13 @@ def run_simulate(job: SimulateJob, control: Control | None = None) -> Result:
     control = control or Control()
     _check(job)
     with ExitStack() as stack:
-        stack.enter_context(_quiet())
+        stack.enter_context(georeference_optional())
         stack.enter_context(rasterio.Env(GDAL_CACHEMAX=GDAL_CACHE_BYTES))
         dataset, info = open_input(job.reference, "reference cube")
         stack.enter_context(dataset)
         plan = _plan(job, info)
         check_readable(dataset, info)
-        folder = _folder(job.folder)
+        folder = make_folder(job.folder)
         targets = {key: folder / name for key, name in NAMES.items()}
         _check_targets(targets, info)
         control.plan({"look at the reference": 1.0, "simulate": 3.0})
@@ -180,21 +179,6 @@ def block_rows(ratio: int) -> int:
     return unit * max(1, round(STRIP_ROWS / unit))
 
 
-def _folder(text: str) -> Path:
-    folder = Path(text)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise HyperSharpError(
-            f"cannot make the folder {folder}: {error.strerror}", "choose another folder", ErrorCode.OUTPUT
-        ) from error
-    if not os.access(folder, os.W_OK):
-        raise HyperSharpError(
-            f"cannot write into the folder {folder}", "choose another folder", ErrorCode.OUTPUT
-        )
-    return folder
-
-
 def _check_targets(targets: dict[str, Path], info: RasterInfo) -> None:
     for target in targets.values():
         if target.exists() and os.path.exists(info.path) and os.path.samefile(target, info.path):
@@ -208,14 +192,6 @@ def _check_targets(targets: dict[str, Path], info: RasterInfo) -> None:
 def _remove(paths: list[Path]) -> None:
     for path in paths:
         path.unlink(missing_ok=True)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """A cube without georeference gives a pair without one; that is no news."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", NotGeoreferencedWarning)
-        yield
 
 
 def _survey(source: RasterSource, plan: _Plan, ratio: int, control: Control) -> _Survey:

@@ -16,6 +16,7 @@ from torch import Tensor
 from ..control import Control
 from ..device import choose_device
 from ..errors import ErrorCode, HyperSharpError
+from ..io.writer import make_folder
 from ..job import FORMS, FULL_BAND, TRAINABLE, TrainJob
 from ..methods.learned import load_network
 from ..methods.learned_planes import FORM, START_SHAPE
@@ -77,7 +78,7 @@ def run_train(job: TrainJob, control: Control | None = None) -> Result:
     setup = make(job, control, device)
     control.step()
     folder = Path(job.output)
-    _make(folder)
+    make_folder(folder)
     trainer = setup.trainer
     state = folder / STATE_NAME
     if job.resume and state.is_file():
@@ -178,17 +179,6 @@ def _check_writable(folder: Path) -> None:
             "choose another folder",
             ErrorCode.OUTPUT,
         )
-
-
-def _make(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise HyperSharpError(
-            f"cannot make the folder {folder}: {error.strerror}", "choose another folder", ErrorCode.OUTPUT
-        ) from error
-    if not os.access(folder, os.W_OK):
-        raise HyperSharpError(f"cannot write into {folder}", "choose another folder", ErrorCode.OUTPUT)
 
 
 def _subspace_setup(job: TrainJob, control: Control, device: torch.device) -> Setup:

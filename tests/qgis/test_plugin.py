@@ -8,8 +8,11 @@ import pytest
 pytest.importorskip("qgis.core")
 
 import hypersharp
+import qgis.utils
 from hypersharp.plugin import task, worker_process
 from qgis.core import QgsApplication
+from qgis.gui import QgsBrowserGuiModel
+from qgis.PyQt import sip
 from qgis.PyQt.QtWidgets import QAction, QDialog
 
 pytestmark = pytest.mark.usefixtures("no_children")
@@ -23,7 +26,10 @@ def settle():
     QCoreApplication.processEvents()
 
 
-def test_ten_times_and_nothing_left(desktop, qgis_new_project):
+def test_ten_times_and_nothing_left(desktop, qgis_processing, qgis_new_project, monkeypatch):
+    monkeypatch.setattr(
+        qgis.utils.iface, "browserModel", QgsBrowserGuiModel
+    )  # Processing's dialogs take no mock
     desktop.mapCanvas()
     settle()
     threads = threading.active_count()
@@ -32,7 +38,7 @@ def test_ten_times_and_nothing_left(desktop, qgis_new_project):
         plugin = hypersharp.classFactory(desktop)
         plugin.initGui()
         names = [a.objectName() for a in desktop.menu["HyperSharp"]]
-        assert names == ["hypersharp_fuse", "hypersharp_compare"]
+        assert names == ["hypersharp_fuse", "hypersharp_compare", "hypersharp_import"]
         assert len(desktop.toolbar) == 1
         assert [a.text() for a in desktop.layer_actions] == ["Quality report"]
         assert registry.algorithmById("hypersharp:fuse") is not None
@@ -40,6 +46,10 @@ def test_ten_times_and_nothing_left(desktop, qgis_new_project):
         assert dialog.isVisible()
         assert plugin.show_fusion_dialog() is dialog
         assert plugin.show_compare_dialog().isVisible()
+        imports = plugin.show_import_dialog()
+        assert imports.isVisible() and imports.windowTitle().startswith("Import a PRISMA")
+        assert plugin.show_import_dialog() is imports
+        imports.close()
         plugin.unload()
         settle()
         assert desktop.menu["HyperSharp"] == []
@@ -49,6 +59,7 @@ def test_ten_times_and_nothing_left(desktop, qgis_new_project):
         assert registry.providerById("hypersharp") is None
         assert [a for a in desktop.window.findChildren(QAction) if "hypersharp" in a.objectName()] == []
         assert desktop.window.findChild(QDialog, "hypersharp_fusion_dialog") is None
+        assert sip.isdeleted(imports)
     assert threading.active_count() == threads
     assert worker_process.running() == 0
 

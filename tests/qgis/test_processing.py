@@ -2,6 +2,7 @@
 
 import html
 import json
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -12,11 +13,14 @@ from hypersharp.backend.registry import method_ids
 from hypersharp.plugin import environment, worker_process
 from hypersharp.plugin.pair import read_pair
 from hypersharp.plugin.rasters import read_facts
+from pytest_qgis.utils import wait
 from qgis.core import (
     QgsApplication,
+    QgsProcessingAlgRunnerTask,
     QgsProcessingContext,
     QgsProcessingException,
     QgsProcessingFeedback,
+    QgsProcessingOutputLayerDefinition,
     QgsProject,
     QgsRasterLayer,
 )
@@ -200,6 +204,68 @@ def test_simulate_then_score_against_the_truth(provider, backend, make_raster, t
     assert scores["PSNR"] > 10
 
 
+def write_product(path, *level):
+    """Write a PRISMA product, by the backend's Python: QGIS's own has no h5py."""
+    script = Path(__file__).resolve().parents[1] / "prisma_product.py"
+    subprocess.run([environment.locate().python, str(script), str(path), *level], check=True)
+    return str(path)
+
+
+def run_as_dialog(name, outputs, feedback=None, **parameters):
+    """Run an algorithm as its dialog does: in a task, outputs to be opened; return results and layers by name."""
+    from processing.gui.Postprocessing import handleAlgorithmResults
+
+    project, algorithm = QgsProject.instance(), f"hypersharp:{name}"
+    algorithm = QgsApplication.processingRegistry().createAlgorithmById(algorithm)
+    wanted = {key: QgsProcessingOutputLayerDefinition(path, project) for key, path in outputs.items()}
+    context, feedback = QgsProcessingContext(), feedback or QgsProcessingFeedback(False)
+    context.setProject(project)
+    done = []
+    running = QgsProcessingAlgRunnerTask(algorithm, {**parameters, **wanted}, context, feedback)
+    running.executed.connect(lambda ok, results: done.append((ok, results)))
+    QgsApplication.taskManager().addTask(running)
+    while not done:
+        wait(20)
+    ((ok, results),) = done
+    assert ok and project.mapLayers() == {}  # Processing loads, the algorithm does not
+    assert handleAlgorithmResults(algorithm, context, feedback, True, results)
+    return results, {layer.name(): layer for layer in project.mapLayers().values()}
+
+
+def test_the_dialog_opens_what_was_fused(provider, backend, pair):
+    results, loaded = run_as_dialog(
+        "fuse", {"OUTPUT": "TEMPORARY_OUTPUT"}, **pair, METHOD="gsa", ASSESS=False
+    )
+    assert list(loaded) == ["hs · GSA"] and loaded["hs · GSA"].source() == results["OUTPUT"]
+    assert "gsa" in loaded["hs · GSA"].metadata().history()[-1]
+
+
+def test_import_a_product_and_show_it(provider, backend, tmp_path):
+    product = write_product(tmp_path / "PRS_L2D_x.he5")
+    with pytest.raises(QgsProcessingException, match="no file"):
+        run("import", PRODUCT=str(tmp_path / "none.he5"), HS=str(tmp_path / "o.tif"))
+    outputs = {name: str(tmp_path / f"{name}.tif") for name in ("HS", "PAN")}
+    made, loaded = run_as_dialog("import", outputs, PRODUCT=product)
+    assert made == outputs and sorted(loaded) == ["HS PRS_L2D_x", "PAN PRS_L2D_x"]
+    hs, pan = (loaded[f"{name} PRS_L2D_x"] for name in outputs)
+    assert hs.crs().authid() == "EPSG:32631" and (hs.width(), pan.width()) == (24, 144)
+    assert hs.extent() == pan.extent()
+    facts = read_facts(hs)
+    red, blue = (facts.wavelengths_nm[getattr(hs.renderer(), f"{c}Band")() - 1] for c in ("red", "blue"))
+    assert 620 < red < 690 and 440 < blue < 500
+    promised = read_pair(facts, read_facts(pan))
+    assert promised.ratio == 6 and not promised.problems
+
+
+def test_import_of_a_product_without_pan(provider, backend, tmp_path):
+    product = write_product(tmp_path / "p.he5", "2C", "no-pan")
+    heard = Heard()
+    outputs = {name: str(tmp_path / f"{name}.tif") for name in ("HS", "PAN")}
+    made, loaded = run_as_dialog("import", outputs, heard, PRODUCT=product)
+    assert made == {"HS": outputs["HS"]} and list(loaded) == ["HS p"]
+    assert "no panchromatic image" in heard.textLog()
+
+
 def test_cancel_leaves_nothing(provider, backend, pair, tmp_path):
     with pytest.raises(QgsProcessingException, match="Cancelled"):
         run("fuse", Heard(cancel_at="Reading"), **pair, OUTPUT=str(tmp_path / "o.tif"), REPORT=None)
@@ -329,6 +395,7 @@ def test_fixed_names(provider):
         "hypersharp:assess",
         "hypersharp:compare",
         "hypersharp:fuse",
+        "hypersharp:import",
         "hypersharp:simulate",
         "hypersharp:train",
     ]

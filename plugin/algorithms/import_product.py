@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""`hypersharp:import`: a PRISMA product in, its hyperspectral and panchromatic rasters out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Optional
+
+from qgis.core import (
+    QgsProcessingContext,
+    QgsProcessingFeedback,
+    QgsProcessingParameterFile,
+    QgsProcessingParameterRasterDestination,
+    QgsRasterLayer,
+)
+
+from ...backend import protocol
+from ...backend.job import ImportJob
+from .. import layers
+from ..log import tr
+from .base import HyperSharpAlgorithm, PostProcessor
+
+
+class ImportAlgorithm(HyperSharpAlgorithm):
+    """Make rasters of a PRISMA product."""
+
+    NAME = "import"
+    TITLE = "Import a PRISMA product"
+    SUMMARY = (
+        "Makes rasters of a PRISMA product of level 2D (or 2C, which has no coordinates): the hyperspectral image with "
+        "its wavelengths, and the panchromatic one, both ready to be fused. Values are reflectances in 1/10,000."
+    )
+    HELP = {
+        "PRODUCT": "The product's file, PRS_L2D_....he5, unpacked if it came in a .zip.",
+        "HS": (
+            "The hyperspectral GeoTIFF: VNIR and SWIR bands in ascending order of wavelength, each on its side of the "
+            "middle of what both see."
+        ),
+        "PAN": "The panchromatic GeoTIFF. Left out where it is skipped, or where the product has none.",
+    }
+
+    def initAlgorithm(self, _configuration: Optional[dict[str, Any]] = None) -> None:
+        """Declare parameters and outputs."""
+        self.add(
+            QgsProcessingParameterFile(
+                "PRODUCT", tr("Product"), fileFilter=tr("PRISMA products (*.he5 *.HE5)")
+            )
+        )
+        self.add(QgsProcessingParameterRasterDestination("HS", tr("Hyperspectral")))
+        self.add(QgsProcessingParameterRasterDestination("PAN", tr("Panchromatic"), optional=True))
+
+    def checkParameterValues(self, parameters: dict[str, Any], context: QgsProcessingContext) -> Any:
+        """Refuse early what is no file."""
+        valid, message = super().checkParameterValues(parameters, context)
+        if not valid:
+            return valid, message
+        path = Path(self.parameterAsFile(parameters, "PRODUCT", context))
+        if not path.is_file():
+            return False, tr("The product is no file: {path}. Name the .he5 file itself.").format(path=path)
+        return True, ""
+
+    def build_job(self, parameters: dict[str, Any], context: QgsProcessingContext) -> ImportJob:
+        """Return the job."""
+        return ImportJob(
+            self.parameterAsFile(parameters, "PRODUCT", context),
+            self.parameterAsOutputLayer(parameters, "HS", context),
+            self.parameterAsOutputLayer(parameters, "PAN", context) or None,
+        )
+
+    def results_of(
+        self, result: protocol.Result, parameters: dict[str, Any], context: QgsProcessingContext
+    ) -> dict[str, Any]:
+        """Return the rasters; have them named and coloured when Processing loads them."""
+        job = self._job
+        for path in {job.hs, job.pan} - {*result.outputs.values(), None}:
+            wanted = context.layersToLoadOnCompletion()
+            context.setLayersToLoadOnCompletion({k: v for k, v in wanted.items() if k != path})
+        for name, path in result.outputs.items():
+            if context.willLoadLayerOnCompletion(path):
+                details = context.layerToLoadOnCompletionDetails(path)
+                details.setPostProcessor(ShowProduct(f"{name} {Path(job.product).stem}").kept())
+        return dict(result.outputs)
+
+
+class ShowProduct(PostProcessor):
+    """Names an imported image after its product and shows it in true colour (main thread)."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self._name = name
+
+    def postProcessLayer(
+        self, layer: Any, _context: QgsProcessingContext, _feedback: QgsProcessingFeedback
+    ) -> None:
+        """Name and style the layer."""
+        if not isinstance(layer, QgsRasterLayer):
+            return
+        layer.setName(self._name)
+        style = layers.colour_style(layer) if layer.bandCount() > 1 else None
+        if style is not None:
+            layers.apply_style(layer, style)
