@@ -228,8 +228,9 @@ class FuseAlgorithm(HyperSharpAlgorithm):
         output = result.outputs.get("OUTPUT", self._source.job.output)
         if context.willLoadLayerOnCompletion(output):
             details = context.layerToLoadOnCompletionDetails(output)
-            details.setPostProcessor(StyleResult(self._source, result.metrics).kept())
-            if hasattr(details, "groupName") and not details.groupName:  # QGIS 3.32 and newer
+            named = details.name != self.outputDefinition("OUTPUT").description()  # by a model, say
+            details.setPostProcessor(StyleResult(self._source, result.metrics, named).kept())
+            if hasattr(details, "groupName") and not details.groupName and not named:  # QGIS 3.32 and newer
                 details.groupName = self._source.group_name
         reduced = index_values(result.metrics, "reduced_resolution")
         results: dict[str, Any] = {"OUTPUT": output}
@@ -242,12 +243,13 @@ class FuseAlgorithm(HyperSharpAlgorithm):
 
 
 class StyleResult(PostProcessor):
-    """Dresses the result when Processing has loaded it (main thread)."""
+    """Dresses the result when Processing has loaded it (main thread); `named`: it has a name that is to stay."""
 
-    def __init__(self, source: layers.FusedSource, metrics: dict[str, Any]) -> None:
+    def __init__(self, source: layers.FusedSource, metrics: dict[str, Any], named: bool) -> None:
         super().__init__()
         self._source = source
         self._metrics = metrics
+        self._named = named
 
     def postProcessLayer(
         self, layer: Any, _context: QgsProcessingContext, feedback: QgsProcessingFeedback
@@ -256,5 +258,6 @@ class StyleResult(PostProcessor):
         if not isinstance(layer, QgsRasterLayer):
             return
         layers.dress(layer, self._source, self._metrics)
-        layer.setName(self._source.layer_name)
+        if not self._named:
+            layer.setName(self._source.layer_name)
         feedback.pushDebugInfo(f"styled {layer.name()}")

@@ -78,14 +78,17 @@ class ImportAlgorithm(HyperSharpAlgorithm):
         for name, path in result.outputs.items():
             if context.willLoadLayerOnCompletion(path):
                 details = context.layerToLoadOnCompletionDetails(path)
-                details.setPostProcessor(ShowProduct(f"{name} {Path(job.product).stem}").kept())
+                named = details.name != self.outputDefinition(name).description()  # by a model, say
+                details.setPostProcessor(
+                    ShowProduct(None if named else f"{name} {Path(job.product).stem}").kept()
+                )
         return dict(result.outputs)
 
 
 class ShowProduct(PostProcessor):
-    """Names an imported image after its product and shows it in true colour (main thread)."""
+    """Gives an imported image a name, if it needs one, and shows it in true colour (main thread)."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: Optional[str]) -> None:
         super().__init__()
         self._name = name
 
@@ -95,7 +98,8 @@ class ShowProduct(PostProcessor):
         """Name and style the layer."""
         if not isinstance(layer, QgsRasterLayer):
             return
-        layer.setName(self._name)
+        if self._name:
+            layer.setName(self._name)
         style = layers.colour_style(layer) if layer.bandCount() > 1 else None
         if style is not None:
             layers.apply_style(layer, style)

@@ -20,7 +20,13 @@ from qgis.core import (
     QgsProcessingContext,
     QgsProcessingException,
     QgsProcessingFeedback,
+    QgsProcessingModelAlgorithm,
+    QgsProcessingModelChildAlgorithm,
+    QgsProcessingModelChildParameterSource,
+    QgsProcessingModelOutput,
+    QgsProcessingModelParameter,
     QgsProcessingOutputLayerDefinition,
+    QgsProcessingParameterRasterLayer,
     QgsProject,
     QgsRasterLayer,
 )
@@ -212,11 +218,16 @@ def write_product(path, *level):
 
 
 def run_as_dialog(name, outputs, feedback=None, **parameters):
-    """Run an algorithm as its dialog does: in a task, outputs to be opened; return results and layers by name."""
+    """Run an algorithm (ours by name, or any) as its dialog does: in a task, outputs to be opened.
+
+    Returns results and layers by name.
+    """
     from processing.gui.Postprocessing import handleAlgorithmResults
 
-    project, algorithm = QgsProject.instance(), f"hypersharp:{name}"
-    algorithm = QgsApplication.processingRegistry().createAlgorithmById(algorithm)
+    project = QgsProject.instance()
+    algorithm = name
+    if isinstance(name, str):
+        algorithm = QgsApplication.processingRegistry().createAlgorithmById(f"hypersharp:{name}")
     wanted = {key: QgsProcessingOutputLayerDefinition(path, project) for key, path in outputs.items()}
     context, feedback = QgsProcessingContext(), feedback or QgsProcessingFeedback(False)
     context.setProject(project)
@@ -238,6 +249,44 @@ def test_the_dialog_opens_what_was_fused(provider, backend, pair):
     )
     assert list(loaded) == ["hs · GSA"] and loaded["hs · GSA"].source() == results["OUTPUT"]
     assert "gsa" in loaded["hs · GSA"].metadata().history()[-1]
+
+
+def test_a_model_uses_the_result_and_keeps_its_own_names(provider, backend, pair):
+    model = QgsProcessingModelAlgorithm("chain", "tests")
+    source = QgsProcessingModelChildParameterSource
+    for name in pair:
+        model.addModelParameter(
+            QgsProcessingParameterRasterLayer(name, name), QgsProcessingModelParameter(name)
+        )
+    for child, algorithm, inputs in (
+        ("copied", "gdal:translate", {"INPUT": source.fromModelParameter("SPECTRAL")}),
+        (
+            "fused",
+            "hypersharp:fuse",
+            {
+                "SPECTRAL": source.fromChildOutput("copied", "OUTPUT"),
+                "GUIDE": source.fromModelParameter("GUIDE"),
+                "METHOD": source.fromStaticValue("gsa"),
+                "ASSESS": source.fromStaticValue(False),
+            },
+        ),
+        ("copy", "gdal:translate", {"INPUT": source.fromChildOutput("fused", "OUTPUT")}),
+    ):
+        step = QgsProcessingModelChildAlgorithm(algorithm)
+        step.setChildId(child)
+        for name, value in inputs.items():
+            step.addParameterSources(name, [value])
+        output = QgsProcessingModelOutput(f"my {child}")
+        output.setChildId(child)
+        output.setChildOutputName("OUTPUT")
+        if child != "copied":
+            step.setModelOutputs({f"my {child}": output})
+        model.addChildAlgorithm(step)
+    outputs = {f"{name}:my {name}": "TEMPORARY_OUTPUT" for name in ("fused", "copy")}
+    _, loaded = run_as_dialog(model, outputs, **pair)
+    assert sorted(loaded) == ["my copy", "my fused"]
+    assert "gsa" in loaded["my fused"].metadata().history()[-1]
+    assert loaded["my copy"].height() == loaded["my fused"].height() == 48
 
 
 def test_import_a_product_and_show_it(provider, backend, tmp_path):
