@@ -481,21 +481,29 @@ def _ran_out_of_memory(error: Exception) -> bool:
     return is_out_of_memory(error)
 
 
+def _tell(error: HyperSharpError) -> int:
+    """Print an error's two lines; return its exit code."""
+    print(f"error: {error.message}", file=sys.stderr)
+    if error.hint:
+        print(f"hint: {error.hint}", file=sys.stderr)
+    return error.exit_code
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit code (0 done, 2 bad input, 3 cancelled, 4 out of memory, 1 a bug)."""
     try:
         return run(build_parser().parse_args(argv))
     except HyperSharpError as error:
-        print(f"error: {error.message}", file=sys.stderr)
-        if error.hint:
-            print(f"hint: {error.hint}", file=sys.stderr)
-        return error.exit_code
+        return _tell(error)
     except BrokenPipeError:
         return errors.EXIT_DONE
     except MemoryError:
         print("error: memory ran out\nhint: lower --memory or fuse a smaller extent", file=sys.stderr)
         return errors.EXIT_OUT_OF_MEMORY
     except Exception as error:
+        told = errors.package_error(error) if isinstance(error, ImportError) else None
+        if told is not None:
+            return _tell(told)
         if _ran_out_of_memory(error):
             print("error: memory ran out\nhint: lower --memory, or use --device cpu", file=sys.stderr)
             return errors.EXIT_OUT_OF_MEMORY

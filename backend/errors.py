@@ -7,6 +7,7 @@ Contract module: standard library only, Python 3.9 syntax. QGIS and the backend 
 from __future__ import annotations
 
 from enum import Enum
+from typing import Optional
 
 EXIT_DONE = 0
 EXIT_BUG = 1
@@ -74,3 +75,21 @@ class Cancelled(HyperSharpError):  # noqa: N818 - a state, as in concurrent.futu
 
     def __init__(self, message: str = "cancelled") -> None:
         super().__init__(message, "nothing was written", ErrorCode.CANCELLED, retry=True)
+
+
+PIP_NAMES = {"pywt": "PyWavelets"}
+"""What packages are called where they come from, where that is not how they are imported."""
+
+
+def package_error(error: ImportError) -> Optional[HyperSharpError]:
+    """Return what to tell of a package that the environment lacks or cannot load; None when it is our own fault."""
+    package = (error.name or "").partition(".")[0]
+    if package in ("", "hypersharp"):
+        return None
+    name = PIP_NAMES.get(package, package)
+    gone = isinstance(error, ModuleNotFoundError)
+    return HyperSharpError(
+        f"the environment lacks {name}" if gone else f"the environment's {name} cannot be loaded: {error}",
+        f"install it {'there' if gone else 'anew'}: pip install {name} (in a checkout, make env installs everything)",
+        ErrorCode.NO_ENVIRONMENT,
+    )

@@ -21,7 +21,7 @@ from importlib import metadata
 from typing import Any, BinaryIO, Optional
 
 from . import protocol
-from .errors import EXIT_CANCELLED, EXIT_DONE, Cancelled, ErrorCode, HyperSharpError
+from .errors import EXIT_CANCELLED, EXIT_DONE, Cancelled, ErrorCode, HyperSharpError, package_error
 from .job import load_job
 
 log = logging.getLogger(__name__)
@@ -125,14 +125,9 @@ def _error_message(error: BaseException) -> protocol.ErrorMessage:
             True,
             details,
         )
-    if isinstance(error, ImportError) and not (error.name or "").startswith("hypersharp"):
-        return protocol.ErrorMessage(
-            ErrorCode.NO_ENVIRONMENT.value,
-            f"the fusion environment is incomplete: {error}",
-            "install the missing packages into the interpreter that HyperSharp uses",
-            False,
-            details,
-        )
+    told = package_error(error) if isinstance(error, ImportError) else None
+    if told is not None:
+        return protocol.ErrorMessage(told.code.value, told.message, told.hint, False, details)
     return protocol.ErrorMessage(
         ErrorCode.INTERNAL.value,
         f"internal error: {type(error).__name__}",

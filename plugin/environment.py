@@ -21,7 +21,10 @@ from . import settings
 PACKAGE_FOLDER = Path(__file__).resolve().parents[1]
 """The plugin's folder, which is also the package that the worker runs."""
 MIN_PYTHON = (3, 10)
-REQUIRED_PACKAGES = ("torch", "numpy", "scipy", "rasterio", "matplotlib", "jinja2", "psutil")
+REQUIRED_PACKAGES = ("torch", "numpy", "scipy", "rasterio", "matplotlib", "jinja2", "psutil", "safetensors")
+"""Without these no run is begun."""
+PACKAGES = (*REQUIRED_PACKAGES, "tqdm", "diffusers", "PyWavelets", "h5py")
+"""What to install: with what single methods, trainings and imports ask for when they run."""
 CHECK_TIMEOUT_S = 60
 ENVIRONMENT_VARIABLE = "HYPERSHARP_PYTHON"
 
@@ -87,7 +90,7 @@ def locate() -> Interpreter:
             return Interpreter(str(candidate), "the plugin folder's .venv")
     raise HyperSharpError(
         "no fusion environment is set up",
-        f"make a Python {MIN_PYTHON[0]}.{MIN_PYTHON[1]} or newer with the packages {', '.join(REQUIRED_PACKAGES)} "
+        f"make a Python {MIN_PYTHON[0]}.{MIN_PYTHON[1]} or newer with the packages {', '.join(PACKAGES)} "
         f"and name it in the setting hypersharp/python or in {ENVIRONMENT_VARIABLE} "
         "(in a checkout, 'make env' does it all)",
         ErrorCode.NO_ENVIRONMENT,

@@ -21,7 +21,7 @@ from rasterio.errors import CRSError
 from torch import Tensor
 
 from ..degradation import Range
-from ..errors import ErrorCode, HyperSharpError
+from ..errors import HyperSharpError
 from ..io.wavelengths import BandTable
 from .product import Product, ProductImage
 
@@ -127,14 +127,8 @@ def open_prisma(path: str) -> Iterator[Product]:
     Raises:
         HyperSharpError: no HDF5 file, no PRISMA product, another level, or something that it should hold is missing.
     """
-    try:
-        import h5py
-    except ImportError as error:
-        raise HyperSharpError(
-            "the environment lacks h5py, which reads PRISMA products",
-            "install it there (pip install h5py; in a checkout, make env)",
-            ErrorCode.NO_ENVIRONMENT,
-        ) from error
+    import h5py  # only products need it
+
     try:
         file = h5py.File(path, "r")
     except OSError as error:

@@ -55,6 +55,27 @@ def test_wrong_usage(capsys, args):
     assert code == 2 and err.startswith("error: ") and "\nhint: " in err and "Traceback" not in err
 
 
+@pytest.mark.parametrize(
+    ("module", "name", "args"),
+    [
+        ("safetensors", "safetensors", ["--method", "csakd"]),
+        ("pywt", "PyWavelets", ["--method", "csakd", "--adapt", "3"]),
+        ("scipy", "scipy", ["--method", "hysure"]),
+    ],
+)
+def test_a_missing_package_is_named(pair_files, tmp_path, root, module, name, args):
+    hs, guide, _ = pair_files(rows=64, cols=64)
+    # In a process of its own: here the package may be loaded already.
+    code = f"import runpy, sys; sys.modules[{module!r}] = None; runpy.run_path(sys.argv.pop(1), run_name='__main__')"
+    command = [sys.executable, "-c", code, str(root), "fuse", hs, guide, "-o", str(tmp_path / "o.tif"), *args]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    lines = [line for line in done.stderr.splitlines() if not line.startswith("warning: ")]
+    assert done.returncode == 2, done.stderr
+    assert len(lines) == 2 and lines[0] == f"error: the environment lacks {name}"
+    assert lines[1].startswith("hint: ") and f"pip install {name}" in lines[1]
+    assert not (tmp_path / "o.tif").exists()
+
+
 def test_json_progress_is_the_protocol(pair_files, tmp_path, capsys):
     hs, guide, _ = pair_files()
     code, text, _ = run(

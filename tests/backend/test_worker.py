@@ -151,7 +151,7 @@ def test_stray_output_cannot_break_the_lines(parent, job_file):
         ("HyperSharpError('wrong', 'do this')", "bad_input", "wrong"),
         ("MemoryError()", "oom", "memory ran out"),
         ('RuntimeError("DefaultCPUAllocator: can\'t allocate memory")', "oom", "memory ran out"),
-        ("ModuleNotFoundError('no torch', name='torch')", "no_environment", "no torch"),
+        ("ModuleNotFoundError('no torch', name='torch')", "no_environment", "lacks torch"),
         ("ZeroDivisionError('x')", "internal", "ZeroDivisionError"),
     ],
 )

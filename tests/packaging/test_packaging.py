@@ -1,5 +1,6 @@
 """What the plugin site and pip ask of the package."""
 
+import ast
 import configparser
 import re
 import subprocess
@@ -56,6 +57,21 @@ def test_one_version(metadata):
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     assert metadata["version"] == __version__ == project["version"]
     assert __version__ in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+
+
+def test_users_are_told_of_every_package_that_is_needed():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    wanted = {re.match(r"[\w-]+", line).group().lower() for line in project["dependencies"]}
+    source = ast.parse((ROOT / "plugin" / "environment.py").read_text(encoding="utf-8"))
+    named = {
+        node.targets[0].id: {c.value.lower() for c in ast.walk(node.value) if isinstance(c, ast.Constant)}
+        for node in source.body
+        if isinstance(node, ast.Assign) and node.targets[0].id in ("REQUIRED_PACKAGES", "PACKAGES")
+    }
+    assert named["REQUIRED_PACKAGES"] | named["PACKAGES"] == wanted
+    page = (ROOT / "resources" / "help" / "index.html").read_text(encoding="utf-8").lower()
+    command = page.partition("-m pip install ")[2].partition("</code>")[0].replace("\\", " ")
+    assert set(command.split()) == wanted
 
 
 def test_every_package_is_listed():
