@@ -13,7 +13,7 @@ PY := $(VENV)/bin/python
 PYQ := $(VENV_QGIS)/bin/python
 STAMPS := .stamps
 # Names of Debian's packages: QGIS with PyQGIS, a virtual screen, and the peer that benchmarks compare with.
-APT_QGIS := qgis python3-qgis qgis-providers python3-gdal python3-venv xvfb xauth
+APT_QGIS := qgis python3-qgis qgis-providers python3-gdal python3-venv xvfb xauth procps
 SUDO := $(shell [ "$$(id -u)" = 0 ] || command -v sudo || true)
 APT_GET := $(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get -o DPkg::Lock::Timeout=600
 

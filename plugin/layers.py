@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -26,6 +27,8 @@ from . import log
 from .rasters import LayerOrPath, RasterFacts, read_facts
 
 CUMULATIVE_CUT = (0.02, 0.98)
+DEVIATIONS = 2.0
+"""About the mean, for a stretch where there is no histogram to cut; QGIS's default too."""
 _SAMPLE_PIXELS = 250_000
 _UNTOUCHED_BANDS = (1, 2, 3)
 """What QGIS shows of a raster that nobody has styled and that names no colours."""
@@ -108,8 +111,14 @@ def _shown(layer: QgsRasterLayer) -> Optional[tuple[tuple[int, int, int], tuple,
 
 def _stretch(layer: QgsRasterLayer, band: int) -> tuple[float, float]:
     """Return QGIS's usual cumulative cut of one band over the whole layer."""
-    low, high = layer.dataProvider().cumulativeCut(band, *CUMULATIVE_CUT, QgsRectangle(), _SAMPLE_PIXELS)
-    return float(low), float(high)
+    provider = layer.dataProvider()
+    low, high = provider.cumulativeCut(band, *CUMULATIVE_CUT, QgsRectangle(), _SAMPLE_PIXELS)
+    if math.isfinite(low) and math.isfinite(high) and low < high:
+        return float(low), float(high)
+    # Of whole numbers with a scale QGIS 3.44 makes no histogram.
+    known = provider.bandStatistics(band)
+    reach = DEVIATIONS * known.stdDev
+    return max(known.minimumValue, known.mean - reach), min(known.maximumValue, known.mean + reach)
 
 
 def apply_style(layer: QgsRasterLayer, style: ColourStyle) -> None:

@@ -19,7 +19,7 @@ from ..protocol import Result
 from .prisma import open_prisma
 from .product import Product, ProductImage
 
-DTYPE, SCALE = "int16", 1e-4
+DTYPE, SCALE = "int16", 10_000
 COMPRESS = "deflate"
 NO_SIGNAL = 0.5
 """A band that is 0 on more than this share of what is valid is marked as bad: no light reaches the ground in it."""
@@ -28,8 +28,9 @@ NO_SIGNAL = 0.5
 def run_import(job: ImportJob, control: Control | None = None) -> Result:
     """Write a product's hyperspectral image, and its panchromatic one where that is wanted, as GeoTIFFs.
 
-    Pixels are reflectances in 1/10,000 (int16, with GDAL's scale), nodata where the product holds nothing in any band;
-    bands are in ascending order, with wavelength, width, and a mark on those without signal.
+    Pixels are reflectances in 1/10,000 (int16), nodata where the product holds nothing in any band; bands are in
+    ascending order, with wavelength, width, and a mark on those without signal. GDAL's own scale is not used: QGIS 3.44
+    finds no stretch for whole numbers that have one.
 
     Raises:
         HyperSharpError: no product that is known, or an output that cannot be written. Nothing is left half written.
@@ -87,9 +88,7 @@ def _write(image: ProductImage, product: Product, part: Path, stage: str, contro
             image.transform,
             nodata,
             image.bands,
-            product.tags,
-            scales=(SCALE,) * count,
-            offsets=(0.0,) * count,
+            {**product.tags, "reflectance_scale": str(SCALE)},
             compress=COMPRESS,
         ) as writer,
     ):
@@ -97,7 +96,7 @@ def _write(image: ProductImage, product: Product, part: Path, stage: str, contro
             values, mask = image.read((start, min(start + BLOCK, image.rows)))
             known += int(mask.sum())
             lit += ((values > image.floor[:, None, None]) & mask).sum(dim=(1, 2))
-            writer.write(start, 0, values.div_(SCALE), mask)
+            writer.write(start, 0, values.mul_(SCALE), mask)
     if not known:
         raise HyperSharpError("the product holds nothing but nodata", "choose another product")
     return _mark(part, image, (lit < (1.0 - NO_SIGNAL) * known).nonzero().flatten().tolist(), control)

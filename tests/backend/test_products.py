@@ -30,10 +30,11 @@ def test_bands_place_and_reflectances(tmp_path):
     assert result.outputs == {"HS": job.hs, "PAN": job.pan} and result.warnings == []
     with rasterio.open(job.hs) as dataset:
         table = read_band_table(dataset)
-        image = dataset.read(masked=True) * dataset.scales[0]
+        image = dataset.read(masked=True) / 10_000
         assert dataset.crs.to_epsg() == EPSG and dataset.res == (30.0, 30.0)
         assert (dataset.transform.c, dataset.transform.f) == (LEFT, TOP)
         assert dataset.tags()["ACQUISITION_TIME"].startswith("2024-06-01")
+        assert dataset.tags()["reflectance_scale"] == "10000" and set(dataset.scales) == {1.0}
     centres = np.array(table.wavelength_nm)
     assert (np.diff(centres) > 0).all() and 0 < centres[0] < 403 and centres[-1] > 2490
     # Of the wavelengths that both see, each has the half on its own side: none twice.
@@ -51,7 +52,7 @@ def test_bands_place_and_reflectances(tmp_path):
             assert np.abs(image[band, 2:] - truth[name][2:, index]).max() < 1e-4
     assert image.mask[:, :2].all() and not image.mask[:, 2:].any()
     with rasterio.open(job.pan) as dataset:
-        pan = dataset.read(1, masked=True) * dataset.scales[0]
+        pan = dataset.read(1, masked=True) / 10_000
         assert dataset.res == (5.0, 5.0) and (dataset.transform.c, dataset.transform.f) == (LEFT, TOP)
     assert np.abs(pan[12:] - truth["Pan"][12:]).max() < 1e-4 and pan.mask[:12].all()
 
@@ -60,7 +61,7 @@ def test_a_scene_larger_than_a_strip(tmp_path):
     truth = write_product(tmp_path / "p.he5", rows=300, cols=10)
     job, _ = imported(tmp_path / "p.he5", tmp_path, pan=False)
     with rasterio.open(job.hs) as dataset:
-        image = dataset.read(1).astype(float) * dataset.scales[0]
+        image = dataset.read(1) / 10_000
     assert np.abs(image[2:] - truth["Vnir"][2:, 23]).max() < 1e-4
 
 
@@ -73,7 +74,7 @@ def test_imported_rasters_fuse(tmp_path, capsys):
         cli.main(["fuse", *pair, "-o", str(tmp_path / "f.tif"), "--metrics", str(tmp_path / "m.json")]) == 0
     )
     with rasterio.open(tmp_path / "f.tif") as dataset, rasterio.open(pair[0]) as hs:
-        assert dataset.shape == (240, 216) and dataset.count == hs.count and dataset.scales == hs.scales
+        assert dataset.shape == (240, 216) and dataset.count == hs.count and dataset.dtypes == hs.dtypes
 
 
 def test_a_product_without_place_or_pan_says_so(tmp_path):

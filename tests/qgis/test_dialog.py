@@ -187,6 +187,18 @@ def test_an_unstyled_source_is_shown_alike(qgis_app, pair):
     assert not layers.match_source(source)  # now it is a choice, and choices are left alone
 
 
+def test_whole_numbers_with_a_scale_have_a_stretch(qgis_app, make_raster):
+    from osgeo import gdal
+
+    path = make_raster("scaled.tif", wavelengths=[450, 550, 650, 850, 1600, 2200], dtype=gdal.GDT_Int16)
+    dataset = gdal.Open(path, gdal.GA_Update)
+    for index in range(6):
+        dataset.GetRasterBand(index + 1).SetScale(1e-4)
+    dataset = None
+    low, high = layers.colour_style(path).ranges[0]
+    assert 0.29 <= low < high <= 0.36  # band 3's values, by construction
+
+
 def test_a_grey_source_gives_true_colour(qgis_app, pair):
     from qgis.core import QgsSingleBandGrayRenderer
 

@@ -27,6 +27,7 @@ from qgis.core import (
     QgsProcessingModelParameter,
     QgsProcessingOutputLayerDefinition,
     QgsProcessingParameterRasterLayer,
+    QgsProcessingUtils,
     QgsProject,
     QgsRasterLayer,
 )
@@ -222,8 +223,6 @@ def run_as_dialog(name, outputs, feedback=None, **parameters):
 
     Returns results and layers by name.
     """
-    from processing.gui.Postprocessing import handleAlgorithmResults
-
     project = QgsProject.instance()
     algorithm = name
     if isinstance(name, str):
@@ -239,7 +238,13 @@ def run_as_dialog(name, outputs, feedback=None, **parameters):
         wait(20)
     ((ok, results),) = done
     assert ok and project.mapLayers() == {}  # Processing loads, the algorithm does not
-    assert handleAlgorithmResults(algorithm, context, feedback, True, results)
+    # As Processing does, in any of its versions.
+    for path, details in context.layersToLoadOnCompletion().items():
+        layer = QgsProcessingUtils.mapLayerFromString(path, context)
+        details.setOutputLayerName(layer)
+        details.project.addMapLayer(context.temporaryLayerStore().takeMapLayer(layer))
+        if details.postProcessor() is not None:
+            details.postProcessor().postProcessLayer(layer, context, feedback)
     return results, {layer.name(): layer for layer in project.mapLayers().values()}
 
 
