@@ -123,8 +123,10 @@ def build_parser() -> argparse.ArgumentParser:
     simulate.add_argument("-o", "--output", required=True, metavar="FOLDER")
     simulate.add_argument("--progress", choices=("bar", "json", "none"), default="none")
 
-    product = commands.add_parser("import", help="make rasters of a PRISMA product (.he5)")
-    product.add_argument("product", metavar="PRODUCT", help="the product's file, PRS_L2D_....he5")
+    product = commands.add_parser("import", help="make rasters of a product of PRISMA (.he5) or EMIT (.nc)")
+    product.add_argument(
+        "product", metavar="PRODUCT", help="its file, PRS_L2D_....he5 or EMIT_L2A_RFL_....nc"
+    )
     product.add_argument(
         "-o", "--output", required=True, metavar="FOLDER", help="where hs.tif and pan.tif go"
     )

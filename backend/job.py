@@ -244,10 +244,10 @@ class TrainJob:
 
 @dataclass
 class ImportJob:
-    """Make rasters of a sensor's product (PRISMA of level 2C or 2D).
+    """Make rasters of a sensor's product (PRISMA of level 2C or 2D, EMIT's reflectance).
 
     Attributes:
-        product: path of the product's file (.he5).
+        product: path of the product's file (.he5, .nc).
         hs: path of the GeoTIFF to write with its hyperspectral image.
         pan: path of the GeoTIFF to write with its panchromatic image, if it has one; None to leave that out.
 

@@ -61,11 +61,9 @@ class HyperSharpPlugin:
         )
         self._iface.addPluginToRasterMenu(MENU, self._compare_action)
         self._import_action = self._action(
-            tr("Import a PRISMA product…"), "hypersharp_import", self.show_import_dialog
+            tr("Import a product…"), "hypersharp_import", self.show_import_dialog
         )
-        self._import_action.setStatusTip(
-            tr("Make a hyperspectral and a panchromatic layer of a PRISMA product (.he5)")
-        )
+        self._import_action.setStatusTip(tr("Make layers of a product of PRISMA (.he5) or EMIT (.nc)"))
         self._iface.addPluginToRasterMenu(MENU, self._import_action)
         self._quality = QualityAction(
             self._iface,

@@ -22,6 +22,8 @@ from ..errors import HyperSharpError
 from .wavelengths import BandTable, read_band_table
 
 MIN_HS_BANDS = 4
+_PRODUCT = re.compile(r"\.he5$|(^|[/\\])EMIT_L2A_[^/\\]*\.nc$", re.IGNORECASE)
+"""Names of files that `products` makes rasters of."""
 
 
 @dataclass
@@ -127,11 +129,10 @@ def open_input(source: str | os.PathLike[str], role: str) -> tuple[rasterio.Data
         raise HyperSharpError(f"{role} is an empty folder: {path}", "name a raster file")
     if plain and not os.access(path, os.R_OK):
         raise HyperSharpError(f"{role} cannot be read: {path}", "check the file's permissions")
-    if path.lower().endswith(".he5"):
+    if _PRODUCT.search(path):
         raise HyperSharpError(
             f"{role} is a product in HDF5, not a raster: {path}",
-            "make rasters of it first: hypersharp import PRODUCT -o FOLDER, in QGIS HyperSharp's "
-            "'Import a PRISMA product'",
+            "make rasters of it first: hypersharp import PRODUCT -o FOLDER, in QGIS HyperSharp's 'Import a product'",
         )
     try:
         dataset = rasterio.open(path)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import rasterio
 import torch
@@ -16,9 +17,13 @@ from ..io.raster import georeference_optional
 from ..io.writer import BLOCK, FusedWriter, check_output, default_nodata, make_folder, partial_output
 from ..job import ImportJob
 from ..protocol import Result
-from .prisma import open_prisma
+from .emit import find_emit
+from .hdf import open_hdf
+from .prisma import find_prisma
 from .product import Product, ProductImage
 
+READERS = (find_prisma, find_emit)
+"""Each returns the product that a file is, or None where it is of another sensor."""
 DTYPE, SCALE = "int16", 10_000
 COMPRESS = "deflate"
 NO_SIGNAL = 0.5
@@ -39,19 +44,21 @@ def run_import(job: ImportJob, control: Control | None = None) -> Result:
     control = control or Control()
     if not os.path.isfile(job.product):
         raise HyperSharpError(
-            f"product not found: {job.product}", "check the path; name the .he5 file itself"
+            f"product not found: {job.product}", "check the path; name the .he5 or .nc file itself"
         )
     targets = {"HS": job.hs} | ({"PAN": job.pan} if job.pan else {})
     if job.pan and os.path.abspath(job.pan) == os.path.abspath(job.hs):
         raise HyperSharpError("both images would go into the same file", "name two files")
-    with open_prisma(job.product) as product, ExitStack() as stack:
+    with open_hdf(job.product) as file, ExitStack() as stack:
+        product = _find(file, job.product)
         images = {"HS": product.hs}
         if job.pan and product.pan is not None:
             images["PAN"] = product.pan
         elif job.pan:
-            product.warnings.append(
-                "the product holds no panchromatic image: there is the hyperspectral one alone"
-            )
+            if product.lacks_pan:
+                product.warnings.append(
+                    "the product holds no panchromatic image: there is the hyperspectral one alone"
+                )
             del targets["PAN"]
         for key, image in images.items():
             make_folder(os.path.dirname(os.path.abspath(targets[key])))
@@ -69,6 +76,17 @@ def run_import(job: ImportJob, control: Control | None = None) -> Result:
         targets,
         {"import": {"product": Path(job.product).name, "images": described}, "warnings": control.warnings},
         control.warnings,
+    )
+
+
+def _find(file: Any, path: str) -> Product:
+    for find in READERS:
+        product = find(file, path)
+        if product is not None:
+            return product
+    raise HyperSharpError(
+        f"{path} is no product that can be imported",
+        "name a PRISMA product (PRS_L2D_....he5) or EMIT's reflectance (EMIT_L2A_RFL_....nc)",
     )
 
 

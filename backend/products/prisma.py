@@ -9,8 +9,6 @@ their own for the two spectrometers (VNIR, SWIR) and the panchromatic camera; 0 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -23,6 +21,7 @@ from torch import Tensor
 from ..degradation import Range
 from ..errors import HyperSharpError
 from ..io.wavelengths import BandTable
+from . import hdf
 from .product import Product, ProductImage
 
 HS_PIXEL, PAN_PIXEL = 30.0, 5.0
@@ -48,13 +47,13 @@ class _Part:
 
     def __init__(self, file: Any, swath: Any, name: str) -> None:
         self.name = name
-        self.cube = _dataset(swath, f"{name.upper()}_Cube", 3)
-        centres, widths = (_numbers(file, f"List_{what}_{name}") for what in ("Cw", "Fwhm"))
+        self.cube = hdf.dataset(swath, f"{name.upper()}_Cube", 3)
+        centres, widths = (hdf.numbers(file, f"List_{what}_{name}") for what in ("Cw", "Fwhm"))
         count = self.cube.shape[1]
         if len(centres) != count or len(widths) != count:
             raise HyperSharpError(
                 f"the product names {len(centres)} wavelengths for {count} {name.upper()} bands",
-                "download the product again",
+                hdf.AGAIN,
             )
         self.least, self.most = _limits(file, name)
         # Bands that a spectrometer has no light for have wavelength 0.
@@ -87,7 +86,7 @@ class _HyperspectralImage(ProductImage):
         valid = torch.zeros(found.shape[1:], dtype=torch.bool)
         done = 0
         for part in self.parts:
-            numbers = _read(part.cube, rows)[:, part.indices].transpose(1, 0, 2)
+            numbers = hdf.read_rows(part.cube, rows)[:, part.indices].transpose(1, 0, 2)
             valid |= torch.from_numpy((numbers > 0).any(axis=0))
             own = found[done : done + len(numbers)]
             own.copy_(torch.from_numpy(numbers.astype(np.float32)))
@@ -100,7 +99,7 @@ class _PanchromaticImage(ProductImage):
     """The panchromatic camera's image."""
 
     def __init__(self, file: Any, swath: Any, transform: Affine) -> None:
-        self.cube, self.transform = _dataset(swath, "Cube", 2), transform
+        self.cube, self.transform = hdf.dataset(swath, "Cube", 2), transform
         self.rows, self.cols = self.cube.shape
         self.least, self.most = _limits(file, "Pan")
         self.floor = torch.tensor([self.least])
@@ -108,43 +107,29 @@ class _PanchromaticImage(ProductImage):
 
     def read(self, rows: Range) -> tuple[Tensor, Tensor]:
         """Read rows; see `ProductImage.read`."""
-        numbers = _read(self.cube, rows)
+        numbers = hdf.read_rows(self.cube, rows)
         found = torch.from_numpy(numbers.astype(np.float32))[None]
         found.mul_((self.most - self.least) / FULL_SCALE).add_(self.least)
         return found, torch.from_numpy(numbers > 0)
 
 
-@contextmanager
-def open_prisma(path: str) -> Iterator[Product]:
-    """Open a product of level 2C or 2D.
+def find_prisma(file: Any, path: str) -> Product | None:
+    """Return a product of level 2C or 2D; None where the file is of another sensor.
 
     Where the spectrometers overlap, VNIR's bands are taken up to the middle of what both see and SWIR's from there on:
     the outermost bands of each are its noisiest.
 
     Args:
+        file: opened with h5py.
         path: of the .he5 file.
 
     Raises:
-        HyperSharpError: no HDF5 file, no PRISMA product, another level, or something that it should hold is missing.
+        HyperSharpError: another level, or something that it should hold is missing.
     """
-    import h5py  # only products need it
-
-    try:
-        file = h5py.File(path, "r")
-    except OSError as error:
-        raise HyperSharpError(
-            f"{path} is no HDF5 file, or it is damaged",
-            "name the .he5 file itself, unpacked if it came in a .zip, or download it again",
-        ) from error
-    with file:
-        yield _product(file, path)
-
-
-def _product(file: Any, path: str) -> Product:
     swaths = file.get("HDFEOS/SWATHS")
     found = {match.group(1): name for name in swaths or () if (match := _SWATH.match(name))}
     if not found:
-        raise HyperSharpError(f"{path} holds no PRISMA cubes", "name a PRISMA product, PRS_L2D_....he5")
+        return None
     level, name = next(((lv, n) for lv, n in found.items() if lv in LEVELS), (None, ""))
     if level is None:
         raise HyperSharpError(f"{path} is a product of level {', '.join(found)}", WAY_OUT)
@@ -153,15 +138,15 @@ def _product(file: Any, path: str) -> Product:
         warnings.append(
             f"a product of level {level} has no place on the map ({LEVELS[level]}): the rasters have no coordinates"
         )
-    data = _group(swaths, f"{name}/Data Fields")
+    data = hdf.group(swaths, f"{name}/Data Fields")
     parts = [_Part(file, data, spectrometer) for spectrometer in ("Vnir", "Swir")]
     if parts[0].cube.shape[::2] != parts[1].cube.shape[::2]:
         raise HyperSharpError(
             f"VNIR and SWIR cubes differ in size: {parts[0].cube.shape} and {parts[1].cube.shape}",
-            "download the product again",
+            hdf.AGAIN,
         )
     if not all(part.indices for part in parts):
-        raise HyperSharpError(f"{path} names no wavelengths", "download the product again")
+        raise HyperSharpError(f"{path} names no wavelengths", hdf.AGAIN)
     last, first = (part.centres[part.indices[end]] for part, end in zip(parts, (-1, 0)))
     middle = (last + first) / 2
     parts[0].keep(0.0, middle if first < last else np.inf)
@@ -174,72 +159,26 @@ def _product(file: Any, path: str) -> Product:
     other = name.replace("_HCO", "_PCO")
     if other in swaths:
         pan = _PanchromaticImage(
-            file, _group(swaths, f"{other}/Data Fields"), _transform(file, PAN_PIXEL, crs)
+            file, hdf.group(swaths, f"{other}/Data Fields"), _transform(file, PAN_PIXEL, crs)
         )
-    tags = {tag: _text(file.attrs[key]) for key, tag in KEPT.items() if key in file.attrs}
-    return Product(hs, pan, crs, {**tags, "PRISMA_LEVEL": level}, warnings)
-
-
-def _missing(what: str) -> HyperSharpError:
-    return HyperSharpError(f"the product holds no {what}", "download the product again")
-
-
-def _group(parent: Any, name: str) -> Any:
-    if name not in parent:
-        raise _missing(name)
-    return parent[name]
-
-
-def _dataset(group: Any, name: str, axes: int) -> Any:
-    found = group.get(name)
-    if found is None or getattr(found, "ndim", None) != axes or min(found.shape) < 1:
-        raise _missing(f"{name} of {axes} axes")
-    return found
-
-
-def _read(cube: Any, rows: Range) -> np.ndarray:
-    try:
-        return cube[rows[0] : rows[1]]
-    except OSError as error:
-        raise HyperSharpError(
-            f"the product is damaged or truncated in rows {rows[0]} to {rows[1]}",
-            "copy or download the file again",
-        ) from error
-
-
-def _numbers(file: Any, name: str) -> np.ndarray:
-    if name not in file.attrs:
-        raise _missing(f"attribute {name}")
-    try:
-        found = np.atleast_1d(np.asarray(file.attrs[name], dtype=np.float64))
-    except (TypeError, ValueError) as error:
-        raise _missing(f"numbers in its attribute {name}") from error
-    if found.ndim != 1 or not np.isfinite(found).all():
-        raise _missing(f"numbers in its attribute {name}")
-    return found
+    tags = {tag: hdf.text(file.attrs[key]) for key, tag in KEPT.items() if key in file.attrs}
+    return Product(hs, pan, crs, {**tags, "PRISMA_LEVEL": level}, warnings, pan is None)
 
 
 def _limits(file: Any, name: str) -> tuple[float, float]:
     """Return the reflectances of 0 and of the largest number."""
-    least, most = (float(_numbers(file, f"L2Scale{name}{end}")[0]) for end in ("Min", "Max"))
+    least, most = (float(hdf.numbers(file, f"L2Scale{name}{end}")[0]) for end in ("Min", "Max"))
     if least >= most:
-        raise _missing(f"scale of its {name.upper()} cube ({least:g} to {most:g})")
+        raise hdf.missing(f"scale of its {name.upper()} cube ({least:g} to {most:g})")
     return least, most
 
 
-def _text(value: Any) -> str:
-    value = value.item() if isinstance(value, np.ndarray) and value.size == 1 else value
-    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
-
-
 def _crs(file: Any) -> CRS:
-    code = int(_numbers(file, "Epsg_Code")[0])
+    code = int(hdf.numbers(file, "Epsg_Code")[0])
     try:
         return CRS.from_epsg(code)
     except CRSError as error:
-        raise HyperSharpError(
-            f"the product names no CRS: EPSG {code}", "download the product again"
-        ) from error
+        raise HyperSharpError(f"the product names no CRS: EPSG {code}", hdf.AGAIN) from error
 
 
 def _transform(file: Any, pixel: float, crs: CRS | None) -> Affine:
@@ -250,7 +189,7 @@ def _transform(file: Any, pixel: float, crs: CRS | None) -> Affine:
     """
     if crs is None:
         return Affine.identity()
-    left, top = (float(_numbers(file, f"Product_ULcorner_{axis}")[0]) for axis in ("easting", "northing"))
+    left, top = (float(hdf.numbers(file, f"Product_ULcorner_{axis}")[0]) for axis in ("easting", "northing"))
     return Affine(pixel, 0.0, left, 0.0, -pixel, top)
 
 
@@ -259,7 +198,7 @@ def _odd_size(file: Any, image: ProductImage) -> list[str]:
     names = [f"Product_{corner}corner_{axis}" for corner in ("UL", "LR") for axis in ("easting", "northing")]
     if any(name not in file.attrs for name in names):
         return []
-    left, top, right, bottom = (float(_numbers(file, name)[0]) for name in names)
+    left, top, right, bottom = (float(hdf.numbers(file, name)[0]) for name in names)
     # Corners are those of the outermost pixels or their centres.
     apart = abs((right - left) / HS_PIXEL - image.cols), abs((top - bottom) / HS_PIXEL - image.rows)
     if max(apart) <= 1.0:

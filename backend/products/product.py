@@ -49,6 +49,7 @@ class Product:
         crs: of both; None where the product is not geocoded.
         tags: what of the product's metadata is worth keeping (time, angles, level).
         warnings: what was found odd.
+        lacks_pan: there is no panchromatic image where the sensor has a camera for it.
     """
 
     hs: ProductImage
@@ -56,3 +57,4 @@ class Product:
     crs: CRS | None
     tags: dict[str, str] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
+    lacks_pan: bool = False

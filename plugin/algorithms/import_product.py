@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""`hypersharp:import`: a PRISMA product in, its hyperspectral and panchromatic rasters out."""
+"""`hypersharp:import`: a product of PRISMA or EMIT in, its rasters out."""
 
 from __future__ import annotations
 
@@ -22,28 +22,29 @@ from .base import HyperSharpAlgorithm, PostProcessor
 
 
 class ImportAlgorithm(HyperSharpAlgorithm):
-    """Make rasters of a PRISMA product."""
+    """Make rasters of a sensor's product."""
 
     NAME = "import"
-    TITLE = "Import a PRISMA product"
+    TITLE = "Import a product (PRISMA, EMIT)"
     SUMMARY = (
-        "Makes rasters of a PRISMA product of level 2D (or 2C, which has no coordinates): the hyperspectral image with "
-        "its wavelengths, and the panchromatic one, both ready to be fused. Values are reflectances in 1/10,000."
+        "Makes rasters of a product that no GIS shows as it is delivered: of PRISMA (level 2D, or 2C, which has no "
+        "coordinates) the hyperspectral image and the panchromatic one, of EMIT (reflectance, level 2A) the "
+        "hyperspectral one. Both are ready to be fused. Values are reflectances in 1/10,000."
     )
     HELP = {
-        "PRODUCT": "The product's file, PRS_L2D_....he5, unpacked if it came in a .zip.",
+        "PRODUCT": "The product's file, PRS_L2D_....he5 (unpacked if it came in a .zip) or EMIT_L2A_RFL_....nc.",
         "HS": (
-            "The hyperspectral GeoTIFF: VNIR and SWIR bands in ascending order of wavelength, each on its side of the "
-            "middle of what both see."
+            "The hyperspectral GeoTIFF, its bands in ascending order of wavelength. Of PRISMA's two spectrometers each "
+            "has the bands on its side of the middle of what both see."
         ),
-        "PAN": "The panchromatic GeoTIFF. Left out where it is skipped, or where the product has none.",
+        "PAN": "The panchromatic GeoTIFF (PRISMA). Left out where it is skipped, or where the product has none.",
     }
 
     def initAlgorithm(self, _configuration: Optional[dict[str, Any]] = None) -> None:
         """Declare parameters and outputs."""
         self.add(
             QgsProcessingParameterFile(
-                "PRODUCT", tr("Product"), fileFilter=tr("PRISMA products (*.he5 *.HE5)")
+                "PRODUCT", tr("Product"), fileFilter=tr("Products (*.he5 *.HE5 *.nc *.NC)")
             )
         )
         self.add(QgsProcessingParameterRasterDestination("HS", tr("Hyperspectral")))
@@ -56,7 +57,9 @@ class ImportAlgorithm(HyperSharpAlgorithm):
             return valid, message
         path = Path(self.parameterAsFile(parameters, "PRODUCT", context))
         if not path.is_file():
-            return False, tr("The product is no file: {path}. Name the .he5 file itself.").format(path=path)
+            return False, tr("The product is no file: {path}. Name the .he5 or .nc file itself.").format(
+                path=path
+            )
         return True, ""
 
     def build_job(self, parameters: dict[str, Any], context: QgsProcessingContext) -> ImportJob:

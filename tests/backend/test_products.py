@@ -1,4 +1,4 @@
-"""PRISMA products made into rasters."""
+"""Products of PRISMA and EMIT made into rasters."""
 
 import sys
 from pathlib import Path
@@ -12,10 +12,23 @@ from hypersharp.backend.control import Control
 from hypersharp.backend.errors import Cancelled, HyperSharpError
 from hypersharp.backend.io.wavelengths import read_band_table
 from hypersharp.backend.job import ImportJob
-from hypersharp.backend.products import run_import
+from hypersharp.backend.products import emit, importing, run_import
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from prisma_product import DARK, EPSG, LEFT, LIMITS, SWIR, TOP, VNIR, write_product
+from made_products import (
+    DARK,
+    EMIT_BAD,
+    EMIT_CENTRES,
+    EMIT_TRANSFORM,
+    EPSG,
+    LEFT,
+    LIMITS,
+    SWIR,
+    TOP,
+    VNIR,
+    write_emit,
+    write_product,
+)
 
 
 def imported(product, folder, pan=True):
@@ -134,7 +147,7 @@ def damage(how, path):
     [
         ("text", "no HDF5"),
         ("cut", "damaged"),
-        ("other", "no PRISMA cubes"),
+        ("other", "no product that can be imported"),
         ("level", "level 1"),
         ("cube", "SWIR_Cube"),
         ("sizes", "differ in size"),
@@ -192,8 +205,68 @@ def test_wrong_outputs(tmp_path):
             run_import(job)
 
 
-def test_fusing_a_product_itself_says_what_to_do(tmp_path, capsys):
-    write_product(tmp_path / "p.he5")
-    product = str(tmp_path / "p.he5")
+@pytest.mark.parametrize("name", ["p.he5", "EMIT_L2A_RFL_001.nc"])
+def test_fusing_a_product_itself_says_what_to_do(tmp_path, capsys, name):
+    (write_product if name.endswith("he5") else write_emit)(tmp_path / name)
+    product = str(tmp_path / name)
     assert cli.main(["fuse", product, product, "-o", str(tmp_path / "f.tif")]) == 2
     assert "hypersharp import" in capsys.readouterr().err
+
+
+def test_emit_is_laid_on_its_geographic_grid(tmp_path, monkeypatch):
+    monkeypatch.setattr(emit, "ROWS_AT_ONCE", 16)
+    monkeypatch.setattr(importing, "BLOCK", 32)  # several strips, several reads of each
+    seen = write_emit(tmp_path / "e.nc")
+    job, result = imported(tmp_path / "e.nc", tmp_path)
+    assert list(result.outputs) == ["HS"] and result.warnings == [] and not Path(job.pan).exists()
+    with rasterio.open(job.hs) as dataset:
+        image = dataset.read(masked=True) / 10_000
+        table = read_band_table(dataset)
+        assert dataset.crs.to_epsg() == 4326
+        assert dataset.transform.to_gdal() == pytest.approx(EMIT_TRANSFORM)
+    assert np.allclose(table.wavelength_nm, EMIT_CENTRES, atol=0.01) and set(table.fwhm_nm) == {8.5}
+    assert [i for i, good in enumerate(table.good) if not good] == list(EMIT_BAD)
+    nothing = np.isnan(seen)
+    assert nothing[0].mean() > 0.1 and (image.mask == nothing).all()
+    assert np.abs(image - seen).max() < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("how", "word"),
+    [
+        ("radiance", "radiance of EMIT"),
+        ("mask", "mask of EMIT"),
+        ("none", "something of EMIT"),
+        ("table", "glt_y"),
+        ("sizes", "differ in size"),
+        ("wavelengths", "wavelengths of its 40 bands"),
+        ("place", "place on the map"),
+        ("crs", "no CRS"),
+        ("outside", "nothing but nodata"),
+    ],
+)
+def test_a_spoilt_emit_file_is_refused(tmp_path, capsys, how, word):
+    product = tmp_path / "e.nc"
+    write_emit(product)
+    with h5py.File(product, "r+") as file:
+        if how in ("radiance", "mask"):
+            file.move("reflectance", how)
+        elif how == "none":
+            del file["reflectance"]
+        elif how == "table":
+            del file["location/glt_y"]
+        elif how == "sizes":
+            del file["location/glt_y"]
+            file["location/glt_y"] = np.zeros((4, 4), np.int32)
+        elif how == "wavelengths":
+            del file["sensor_band_parameters/wavelengths"]
+        elif how == "place":
+            file.attrs["geotransform"] = np.zeros(6)
+        elif how == "crs":
+            file.attrs["spatial_ref"] = "nowhere"
+        elif how == "outside":
+            file["location/glt_y"][:] = 5000
+    code = cli.main(["import", str(product), "-o", str(tmp_path / "o")])
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert code == 2 and word in lines[0] and lines[1].startswith("hint: ") and len(lines) == 2
+    assert not list(tmp_path.rglob("*.tif"))

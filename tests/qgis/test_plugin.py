@@ -47,7 +47,7 @@ def test_ten_times_and_nothing_left(desktop, qgis_processing, qgis_new_project, 
         assert plugin.show_fusion_dialog() is dialog
         assert plugin.show_compare_dialog().isVisible()
         imports = plugin.show_import_dialog()
-        assert imports.isVisible() and imports.windowTitle().startswith("Import a PRISMA")
+        assert imports.isVisible() and imports.windowTitle().startswith("Import a product")
         assert plugin.show_import_dialog() is imports
         imports.close()
         plugin.unload()

@@ -213,7 +213,7 @@ def test_simulate_then_score_against_the_truth(provider, backend, make_raster, t
 
 def write_product(path, *level):
     """Write a PRISMA product, by the backend's Python: QGIS's own has no h5py."""
-    script = Path(__file__).resolve().parents[1] / "prisma_product.py"
+    script = Path(__file__).resolve().parents[1] / "made_products.py"
     subprocess.run([environment.locate().python, str(script), str(path), *level], check=True)
     return str(path)
 

@@ -1,4 +1,4 @@
-"""Writes a small PRISMA product (HDF-EOS5) by the specification's names; also a script: PATH [LEVEL [no-pan]]."""
+"""Small products by their specifications' names: PRISMA (also a script: PATH [LEVEL [no-pan]]) and EMIT."""
 
 import sys
 
@@ -35,6 +35,44 @@ def coarsened(fine, ratio):
     """Return `[rows, bands, cols]` means over squares of pixels."""
     rows, bands, cols = fine.shape
     return fine.reshape(rows // ratio, ratio, bands, cols // ratio, ratio).mean(axis=(1, 4))
+
+
+EMIT_CENTRES = np.linspace(381, 2493, 40)
+EMIT_BAD = (18, 19)
+EMIT_TRANSFORM = (-115.9, 0.0005, 0.0, 33.4, 0.0, -0.0005)
+
+
+def write_emit(path, lines=70, samples=60, turned=30.0):
+    """Write EMIT's reflectance, seen at an angle; return what its geographic grid shows, `[bands, rows, cols]`.
+
+    NaN where it shows nothing.
+    """
+    cube = reflectance(lines, samples, EMIT_CENTRES).transpose(0, 2, 1).astype(np.float32)
+    cube[:, :, list(EMIT_BAD)] = -0.01  # as EMIT's are in water vapour
+    cube[5, 6] = -9999.0
+    rows, cols = lines + 20, samples + 30
+    y, x = np.mgrid[0:rows, 0:cols]
+    c, s = np.cos(np.deg2rad(turned)), np.sin(np.deg2rad(turned))
+    line = np.rint(c * (y - rows / 2) - s * (x - cols / 2) + lines / 2).astype(int)
+    sample = np.rint(s * (y - rows / 2) + c * (x - cols / 2) + samples / 2).astype(int)
+    inside = (line >= 0) & (line < lines) & (sample >= 0) & (sample < samples)
+    with h5py.File(path, "w") as file:
+        file["reflectance"] = cube
+        file["reflectance"].attrs["_FillValue"] = np.array([-9999.0], np.float32)
+        file["sensor_band_parameters/wavelengths"] = EMIT_CENTRES.astype(np.float32)
+        file["sensor_band_parameters/fwhm"] = np.full(40, 8.5, np.float32)
+        good = np.ones(40, np.uint8)
+        good[list(EMIT_BAD)] = 0
+        file["sensor_band_parameters/good_wavelengths"] = good
+        file["location/glt_x"] = np.where(inside, sample + 1, 0).astype(np.int32)
+        file["location/glt_y"] = np.where(inside, line + 1, 0).astype(np.int32)
+        file.attrs["geotransform"] = np.array(EMIT_TRANSFORM)
+        file.attrs["spatial_ref"] = "EPSG:4326"
+        file.attrs["time_coverage_start"] = "2023-06-01T06:28:32+0000"
+    seen = np.full((40, rows, cols), np.nan)
+    seen[:, inside] = cube[line[inside], sample[inside]].T
+    seen[:, seen[0] == -9999.0] = np.nan
+    return seen
 
 
 def write_product(path, level="2D", rows=30, cols=24, corners=True, pan=True, empty=2):
