@@ -49,10 +49,11 @@ class _EmitImage(ProductImage):
         self.bands = _bands(file, self.cube.shape[2])
         self.floor = torch.zeros(len(self.bands.good))
 
-    def read(self, rows: Range) -> tuple[Tensor, Tensor]:
-        """Read rows; see `ProductImage.read`."""
+    def read(self, rows: Range, cols: Range) -> tuple[Tensor, Tensor]:
+        """Read a window; see `ProductImage.read`."""
         line, column = (
-            hdf.read_rows(table, rows).astype(np.int64) - 1 for table in (self.lines, self.columns)
+            hdf.read_rows(table, rows, slice(*cols)).astype(np.int64) - 1
+            for table in (self.lines, self.columns)
         )
         there = (line >= 0) & (line < self.cube.shape[0]) & (column >= 0) & (column < self.cube.shape[1])
         found = np.zeros((self.cube.shape[2], *line.shape), np.float32)

@@ -63,14 +63,14 @@ def dataset(group: Any, name: str, axes: int) -> Any:
     return found
 
 
-def read_rows(cube: Any, rows: Range) -> np.ndarray:
-    """Return rows of a data set.
+def read_rows(cube: Any, rows: Range, *others: slice) -> np.ndarray:
+    """Return rows of a data set, and of its further axes what is named.
 
     Raises:
         HyperSharpError: the file ends before them, or they are damaged.
     """
     try:
-        return cube[rows[0] : rows[1]]
+        return cube[(slice(*rows), *others)]
     except OSError as error:
         raise HyperSharpError(
             f"the product is damaged or truncated in rows {rows[0]} to {rows[1]}",

@@ -26,6 +26,8 @@ READERS = (find_prisma, find_emit)
 """Each returns the product that a file is, or None where it is of another sensor."""
 DTYPE, SCALE = "int16", 10_000
 COMPRESS = "deflate"
+STRIP_BYTES, GDAL_CACHE_BYTES = 256 * 2**20, 128 * 2**20
+"""Of a window's float32 values, and of what GDAL keeps of the file."""
 NO_SIGNAL = 0.5
 """A band that is 0 on more than this share of what is valid is marked as bad: no light reaches the ground in it."""
 
@@ -91,13 +93,19 @@ def _find(file: Any, path: str) -> Product:
 
 
 def _write(image: ProductImage, product: Product, part: Path, stage: str, control: Control) -> list[int]:
-    """Write an image strip by strip; return the bands (from 1) that hold hardly any signal."""
+    """Write an image window by window; return the bands (from 1) that hold hardly any signal."""
     count = len(image.bands.good)
     nodata = default_nodata(DTYPE)
     known, lit = 0, torch.zeros(count, dtype=torch.long)
-    starts = range(0, image.rows, BLOCK)
+    width = BLOCK * max(1, STRIP_BYTES // (4 * count * BLOCK * BLOCK))
+    windows = [
+        ((row, min(row + BLOCK, image.rows)), (col, min(col + width, image.cols)))
+        for row in range(0, image.rows, BLOCK)
+        for col in range(0, image.cols, width)
+    ]
     with (
         georeference_optional(),
+        rasterio.Env(GDAL_CACHEMAX=GDAL_CACHE_BYTES),
         FusedWriter(
             part,
             (count, image.rows, image.cols),
@@ -110,11 +118,11 @@ def _write(image: ProductImage, product: Product, part: Path, stage: str, contro
             compress=COMPRESS,
         ) as writer,
     ):
-        for start in control.steps(starts, stage, len(starts)):
-            values, mask = image.read((start, min(start + BLOCK, image.rows)))
+        for rows, cols in control.steps(windows, stage, len(windows)):
+            values, mask = image.read(rows, cols)
             known += int(mask.sum())
-            lit += ((values > image.floor[:, None, None]) & mask).sum(dim=(1, 2))
-            writer.write(start, 0, values.mul_(SCALE), mask)
+            lit += torch.stack([((v > low) & mask).sum() for v, low in zip(values, image.floor)])
+            writer.write(rows[0], cols[0], values.mul_(SCALE), mask)
     if not known:
         raise HyperSharpError("the product holds nothing but nodata", "choose another product")
     return _mark(part, image, (lit < (1.0 - NO_SIGNAL) * known).nonzero().flatten().tolist(), control)

@@ -80,13 +80,15 @@ class _HyperspectralImage(ProductImage):
             [f"{part.name.upper()} {i + 1} ({part.centres[i]:.1f} nm)" for part, i in found],
         )
 
-    def read(self, rows: Range) -> tuple[Tensor, Tensor]:
-        """Read rows; see `ProductImage.read`."""
-        found = torch.empty(len(self.bands.good), rows[1] - rows[0], self.cols)
+    def read(self, rows: Range, cols: Range) -> tuple[Tensor, Tensor]:
+        """Read a window; see `ProductImage.read`."""
+        found = torch.empty(len(self.bands.good), rows[1] - rows[0], cols[1] - cols[0])
         valid = torch.zeros(found.shape[1:], dtype=torch.bool)
         done = 0
         for part in self.parts:
-            numbers = hdf.read_rows(part.cube, rows)[:, part.indices].transpose(1, 0, 2)
+            numbers = hdf.read_rows(part.cube, rows, slice(None), slice(*cols))[:, part.indices].transpose(
+                1, 0, 2
+            )
             valid |= torch.from_numpy((numbers > 0).any(axis=0))
             own = found[done : done + len(numbers)]
             own.copy_(torch.from_numpy(numbers.astype(np.float32)))
@@ -105,9 +107,9 @@ class _PanchromaticImage(ProductImage):
         self.floor = torch.tensor([self.least])
         self.bands = BandTable([None], [None], [True], ["PAN"])
 
-    def read(self, rows: Range) -> tuple[Tensor, Tensor]:
-        """Read rows; see `ProductImage.read`."""
-        numbers = hdf.read_rows(self.cube, rows)
+    def read(self, rows: Range, cols: Range) -> tuple[Tensor, Tensor]:
+        """Read a window; see `ProductImage.read`."""
+        numbers = hdf.read_rows(self.cube, rows, slice(*cols))
         found = torch.from_numpy(numbers.astype(np.float32))[None]
         found.mul_((self.most - self.least) / FULL_SCALE).add_(self.least)
         return found, torch.from_numpy(numbers > 0)

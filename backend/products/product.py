@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What a product holds, whatever its sensor: images with bands and a place on the ground, read by rows."""
+"""What a product holds, whatever its sensor: images with bands and a place on the ground, read by windows."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ class ProductImage(ABC):
     transform: Affine
 
     @abstractmethod
-    def read(self, rows: Range) -> tuple[Tensor, Tensor]:
-        """Return reflectances (1 = all light) `[bands, rows, cols]`, float32, and the mask `[rows, cols]`.
+    def read(self, rows: Range, cols: Range) -> tuple[Tensor, Tensor]:
+        """Return a window's reflectances (1 = all light) `[bands, rows, cols]`, float32, and the mask `[rows, cols]`.
 
         Raises:
             HyperSharpError: the file is damaged.

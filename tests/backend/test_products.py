@@ -70,8 +70,10 @@ def test_bands_place_and_reflectances(tmp_path):
     assert np.abs(pan[12:] - truth["Pan"][12:]).max() < 1e-4 and pan.mask[:12].all()
 
 
-def test_a_scene_larger_than_a_strip(tmp_path):
-    truth = write_product(tmp_path / "p.he5", rows=300, cols=10)
+def test_a_scene_larger_than_a_window(tmp_path, monkeypatch):
+    monkeypatch.setattr(importing, "BLOCK", 16)
+    monkeypatch.setattr(importing, "STRIP_BYTES", 1)
+    truth = write_product(tmp_path / "p.he5", rows=40, cols=36)
     job, _ = imported(tmp_path / "p.he5", tmp_path, pan=False)
     with rasterio.open(job.hs) as dataset:
         image = dataset.read(1) / 10_000
@@ -215,7 +217,8 @@ def test_fusing_a_product_itself_says_what_to_do(tmp_path, capsys, name):
 
 def test_emit_is_laid_on_its_geographic_grid(tmp_path, monkeypatch):
     monkeypatch.setattr(emit, "ROWS_AT_ONCE", 16)
-    monkeypatch.setattr(importing, "BLOCK", 32)  # several strips, several reads of each
+    monkeypatch.setattr(importing, "BLOCK", 32)  # several windows, several reads of each
+    monkeypatch.setattr(importing, "STRIP_BYTES", 1)
     seen = write_emit(tmp_path / "e.nc")
     job, result = imported(tmp_path / "e.nc", tmp_path)
     assert list(result.outputs) == ["HS"] and result.warnings == [] and not Path(job.pan).exists()
