@@ -17,8 +17,11 @@ VALUES_PER_SECOND_ASSESSED = 7e6
 """Fused values a second that all quality indices, with their control, take on two CPU cores."""
 START_SECONDS = 3.0
 """Start of the worker: Python, torch, GDAL."""
-LARGEST_WITH_CONTEXT = 768
-"""Side of the largest tile of a method that computes on its context: a cancel must not wait longer."""
+SIDES_WITH_CONTEXT = (128, 256, 384, 512, 768)
+"""Sides of tiles of a method that computes on its context: for more than the last a cancel would wait too long."""
+IMAGE_COPIES = 2.75
+"""Images of a tile with its context that such a method holds at once, as measured: what it makes, what for, and
+what is on its way to the disk."""
 CONTEXT_SHARE = 0.8
 """Share of the memory bound that a tile with context may take, where all of its memory is counted."""
 NETWORK_PIXEL_BYTES = 2000
@@ -67,10 +70,9 @@ def choose_tile(
         bands, guide_bands: of the images.
         memory_gb: bound of working memory in GiB.
         context: fine pixels beyond a tile that its values depend on.
-        pixel_bytes: memory for each fine pixel of a tile and its context, beside one copy of image and guide.
+        pixel_bytes: memory for each fine pixel of a tile and its context, beside the tile's result and the guide.
         size: rows and cols of the whole result, where known.
-        fixed_bytes: memory of a step that does not grow with the tile and has ended before `pixel_bytes` are needed;
-            images of the tile are held beside it.
+        fixed_bytes: memory of a step that does not grow with the tile and has ended before `pixel_bytes` are needed.
     """
     budget = max(memory_gb * 2**30 - BASE_MEMORY_BYTES, 0.15 * memory_gb * 2**30)
     if pixel_bytes:
@@ -96,13 +98,14 @@ def _tile_with_context(
 
     def needed(side: int) -> float:
         area = min(side + 2 * context, rows) * min(side + 2 * context, cols)
-        images = area * 4 * (4 * bands + 8 * guide_bands)
-        return max(images + fixed_bytes, area * (4 * (bands + 8 * guide_bands) + pixel_bytes))
+        result = 4 * bands * min(side, rows) * min(side, cols)
+        guide = 4 * 8 * guide_bands * area
+        return guide + max(4 * IMAGE_COPIES * bands * area, result + fixed_bytes, result + pixel_bytes * area)
 
     def computed(side: int) -> float:
         return _widened(rows, side, context) * _widened(cols, side, context)
 
-    sides = [side for side in (128, 256, 512, LARGEST_WITH_CONTEXT) if needed(side) < CONTEXT_SHARE * budget]
+    sides = [side for side in SIDES_WITH_CONTEXT if needed(side) < CONTEXT_SHARE * budget]
     return min(sides, key=computed, default=128)
 
 

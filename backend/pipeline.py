@@ -232,7 +232,7 @@ def write_fused(
     """
     grid, hs = pair.grid, pair.hs
     nodata = hs.nodata if hs.nodata is not None or not pair.may_be_masked else default_nodata(dtype)
-    context = method.halo * grid.ratio
+    context = (method.context if method.pixel_bytes else method.halo) * grid.ratio
     side = job.tile or choose_tile(
         hs.count,
         pair.scene.guide.bands,

@@ -143,6 +143,15 @@ class Prior:
         return image.add_(self.offset.to(image)[:, None, None])
 
     @torch.no_grad()
+    def change(self, image: Tensor, rows: Range, cols: Range) -> Tensor:
+        """Return by how much the prior's base differs from an image's own, `[s, rows, cols]`, in the base's units.
+
+        Args:
+            image, rows, cols: see `refine`.
+        """
+        low, span = (values.to(image)[:, None, None] for values in (self.low, self.span))
+        return self.base[:, slice(*rows), slice(*cols)].to(image) - (image[self.bands] - low) / span
+
     def refine(self, image: Tensor, rows: Range, cols: Range) -> Tensor:
         """Return another image of the same ground with the prior's base in place of its own.
 
@@ -153,8 +162,7 @@ class Prior:
         Returns:
             `image + loadings (base - base of image)`.
         """
-        own = (image[self.bands] - self.low.to(image)[:, None, None]) / self.span.to(image)[:, None, None]
-        return image + mix(self.loadings, self.base[:, slice(*rows), slice(*cols)].to(image) - own)
+        return image + mix(self.loadings, self.change(image, rows, cols))
 
 
 def sample_prior(

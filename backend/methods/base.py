@@ -50,7 +50,9 @@ class FusionMethod(Configured, ABC):
     halo: int = INTERPOLATION_REACH
     """Coarse pixels around a tile that its values depend on."""
     pixel_bytes: int = 0
-    """Working memory, in bytes for each fine pixel of a tile and its context, beside a copy of image and guide."""
+    """Working memory, in bytes for each fine pixel of a tile and its context, beside its result and the guide."""
+    context: int = 0
+    """With `pixel_bytes`: coarse pixels around a tile on which all is computed, not only read, as on itself."""
     fixed_bytes: int = 0
     """Working memory, in bytes, of a step that does not grow with the tile; it has ended before that of `pixel_bytes`
     is needed."""

@@ -33,6 +33,7 @@ from .learned_planes import (
     OUTPUTS,
     START_SHAPE,
     SURROUNDINGS,
+    Subspace,
     consistent,
     draft_planes,
     prior_planes,
@@ -119,8 +120,8 @@ class LearnedFusion(FusionMethod):
         psf = math.ceil(psf_reach(scene.ratio, self.closed.mtf_gain) / scene.ratio)
         low_pass = psf + INTERPOLATION_REACH
         around = math.ceil(SURROUNDINGS // 2 / scene.ratio)
-        self.margin = 2 * low_pass + around + self.model.reach(scene.ratio) + 1
-        self.halo = self.closed.halo + self.margin
+        self.context = 2 * low_pass + around + self.model.reach(scene.ratio) + 1
+        self.halo = self.closed.halo + self.context
         planes = PLANE_COPIES * FINE_PLANES + self.components * DRAFT_PLANES + KERNEL_COMPONENTS
         self.pixel_bytes = 4 * planes + self.model.pixel_bytes(scene.ratio)
         self.fixed_bytes = self.closed.kernel.block_bytes
@@ -141,7 +142,7 @@ class LearnedFusion(FusionMethod):
         whole = FullBandFusion(self.model, takes, folder, self._run, self.precision)
         whole.fit(scene, control, self.memory_gb)
         self.full_band, self.stage_names = whole, ()
-        self.halo, self.pixel_bytes = whole.halo, whole.pixel_bytes
+        self.halo, self.context, self.pixel_bytes = whole.halo, whole.halo, whole.pixel_bytes
         self.prior = self.draw_prior(scene, control)  # these networks take none: progress passes over it
 
     def _make_ready(self, scene: Scene, control: Control) -> None:
@@ -171,7 +172,7 @@ class LearnedFusion(FusionMethod):
     @torch.no_grad()
     def _fuse(self, tile: Tile, tell: Callable[[str, Tensor], None] | None) -> Tensor:
         """Return the result, and tell of what went before it."""
-        wide = widened(tile, self.margin)
+        wide = widened(tile, self.context)
         image = self.closed.image(wide)
         self._control.check()
         own = within(tile.rows, tile.cols, (wide.rows[0], wide.cols[0]))
@@ -181,20 +182,22 @@ class LearnedFusion(FusionMethod):
             tell(CLOSED_FORM, image[own])
         image = self.closed.completed(image, wide, min(self.components, len(self.closed.trust)))
         self._control.check()
-        if self.prior is not None:
-            drawn = self.prior.refine(image, wide.rows, wide.cols)
-            prior = subspace.coefficients(drawn)
-            if tell is not None:
-                tell(PRIOR, drawn[own])
-            del drawn
         estimate = subspace.coefficients(image)
+        if self.prior is not None:
+            # Of the coefficients: an image of the prior on all of the context would be as large as this one.
+            change = self.prior.change(image, wide.rows, wide.cols)
+            seen = subspace.projector.double() @ self.prior.loadings.to(subspace.projector.device)
+            prior = estimate + torch.einsum("kn,nyx->kyx", seen.to(change), change)
+            if tell is not None:
+                tell(PRIOR, self.prior.refine(image[own], tile.rows, tile.cols))
+            del change
+        fused = image[own].clone()
+        del image  # large, and the other forms' images are as large
         others = self.closed.other_coefficients(wide, min(self.components, len(estimate)))
         self._control.check()
         correction = self.correct(self.closed.registered(wide), estimate, others, prior)
-        fused = image[own].clone()
-        flat = fused.view(len(fused), -1)
-        basis = subspace.basis[:, : len(correction)].to(flat)
-        flat.addmm_(basis, correction[own].reshape(len(correction), -1))
+        first = Subspace(subspace.basis[:, : len(correction)], subspace.projector, subspace.mean)
+        first.add_to(fused, correction[own])
         return fused
 
     def draw_prior(self, scene: Scene, control: Control) -> Prior | None:

@@ -94,7 +94,7 @@ class ClosedForm:
         see is taken away.
 
         Args:
-            image: the closed form's result, `[bands, rows, cols]`.
+            image: the closed form's result, `[bands, rows, cols]`, overwritten.
             tile: of whole coarse pixels, that it was made of.
             count: coefficients to leave.
         """
@@ -105,7 +105,8 @@ class ClosedForm:
         found = self.kernel.coefficients(tile, count + kept)[count:]
         trust = self.trust[count : count + kept]
         change = consistent(found - part.coefficients(image), tile.ratio, self.mtf_gain, trust)
-        return image + part.lift(change)
+        part.add_to(image, change)
+        return image
 
     def other_coefficients(self, tile: Tile, count: int) -> list[Tensor]:
         """Return the first coefficients of the other forms' results, each `[count, rows, cols]`."""

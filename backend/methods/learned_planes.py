@@ -76,6 +76,8 @@ FREE = 0.5
 """Size of the free term, relative to the detail to expect."""
 MANY_BANDS = 8
 """Bands from which on a guide tells a network nothing new by their number."""
+CENTRED_AT_ONCE = 65_536
+"""Pixels whose bands are centred at once."""
 LIMIT = 8.0
 """Planes are clipped to this many units: a dead pixel must not drive a network."""
 ROUGHNESS_OF_NOISE = 1.9544
@@ -98,13 +100,15 @@ class Subspace:
 
     def coefficients(self, image: Tensor) -> Tensor:
         """Return `[K, rows, cols]` of `[bands, rows, cols]`."""
-        flat = image.reshape(len(image), -1) - self.mean.to(image)[:, None]
-        return (self.projector.to(image) @ flat).view(-1, *image.shape[1:])
+        projector, mean = self.projector.to(image), self.mean.to(image)[:, None]
+        # In parts: the centred image would be as large as the image itself.
+        parts = image.reshape(len(image), -1).split(CENTRED_AT_ONCE, dim=1)
+        return torch.cat([projector @ (part - mean) for part in parts], dim=1).view(-1, *image.shape[1:])
 
-    def lift(self, coefficients: Tensor) -> Tensor:
-        """Return what coefficients `[K, rows, cols]` mean in the bands, without the mean."""
-        flat = coefficients.reshape(len(coefficients), -1)
-        return (self.basis.to(flat) @ flat).view(-1, *coefficients.shape[1:])
+    def add_to(self, image: Tensor, coefficients: Tensor) -> None:
+        """Add what coefficients `[K, rows, cols]` mean in the bands to `[bands, rows, cols]`, in place."""
+        flat = image.view(len(image), -1)
+        flat.addmm_(self.basis.to(flat), coefficients.reshape(len(coefficients), -1))
 
 
 @dataclass

@@ -59,7 +59,8 @@ def test_an_example_is_judged_as_the_image_is(cubes):
     assert made.block.valid.numel() == 144  # the scene is one block
     tile = pair.scene.tile((0, 48), (0, 48), method.halo)
     image = method.fuse(tile)
-    found = image + subspace.lift(kernel.coefficients(tile, 3) - subspace.coefficients(image)[:3])
+    change = kernel.coefficients(tile, 3) - subspace.coefficients(image)[:3]
+    found = image + torch.einsum("bk,kyx->byx", subspace.basis, change)
     truth = pair.truth[:, made.rows, made.cols]
     before, after = ((x[:, made.rows, made.cols] - truth).square().mean(dim=1) for x in (image, found))
     with torch.no_grad():

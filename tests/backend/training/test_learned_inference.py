@@ -210,11 +210,14 @@ def test_tiles_with_context_are_as_large_as_memory_allows():
     # A scene that fits is one tile, and not a larger one than it needs.
     assert choose_tile(100, 1, 4.0, context=100, pixel_bytes=2000, size=(600, 600)) == 768
     assert choose_tile(300, 1, 0.5, context=400, pixel_bytes=9000) == 128
-    # A step that takes what it takes leaves less for the images beside it, and nothing where it is over before.
+    # A step that takes what it takes leaves less for the result beside it.
     beside = [
-        choose_tile(100, 1, 4.0, 100, 2000, (600, 600), fixed_bytes=n) for n in (0, 2 * 10**8, 25 * 10**8)
+        choose_tile(100, 1, 4.0, 100, 2000, (600, 600), fixed_bytes=n) for n in (0, 2 * 10**8, 297 * 10**7)
     ]
-    assert beside[0] == beside[1] == 768 and beside[2] < 768
+    assert beside[0] == beside[1] == 768 and 128 < beside[2] < 768
+    # With many bands it is the images of tile and context that count, several at a time.
+    side = choose_tile(240, 1, 2.0, context=132, pixel_bytes=2800)
+    assert side == 384 and (side + 264) ** 2 * 4 * 240 * 2.75 < 0.8 * (2 * 2**30 - 450_000_000)
     assert choose_tile(100, 1, 2.0) == 256  # without context, as ever
     assert choose_tile(100, 1, 4.0, context=300) > choose_tile(100, 1, 4.0, 300, fixed_bytes=3 * 10**9)
 
