@@ -19,6 +19,8 @@ START_SECONDS = 3.0
 """Start of the worker: Python, torch, GDAL."""
 SIDES_WITH_CONTEXT = (128, 256, 384, 512, 768)
 """Sides of tiles of a method that computes on its context: for more than the last a cancel would wait too long."""
+NEARLY = 1.1
+"""What needs less than this times the least memory is taken to need the same."""
 IMAGE_COPIES = 2.75
 """Images of a tile with its context that such a method holds at once, as measured: what it makes, what for, and
 what is on its way to the disk."""
@@ -106,7 +108,10 @@ def _tile_with_context(
         return _widened(rows, side, context) * _widened(cols, side, context)
 
     sides = [side for side in SIDES_WITH_CONTEXT if needed(side) < CONTEXT_SHARE * budget]
-    return min(sides, key=computed, default=128)
+    if not sides:  # the least that can be had; where the context covers the scene all sides need the same
+        least = min(needed(side) for side in SIDES_WITH_CONTEXT)
+        sides = [side for side in SIDES_WITH_CONTEXT if needed(side) <= NEARLY * least]
+    return min(sides, key=computed)
 
 
 def _widened(length: int, side: int, context: int) -> int:

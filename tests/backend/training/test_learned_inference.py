@@ -215,6 +215,8 @@ def test_tiles_with_context_are_as_large_as_memory_allows():
         choose_tile(100, 1, 4.0, 100, 2000, (600, 600), fixed_bytes=n) for n in (0, 2 * 10**8, 297 * 10**7)
     ]
     assert beside[0] == beside[1] == 768 and 128 < beside[2] < 768
+    # Where the context covers the scene a smaller tile saves nothing.
+    assert choose_tile(235, 1, 1.0, context=372, pixel_bytes=2200, size=(720, 720)) == 512
     # With many bands it is the images of tile and context that count, several at a time.
     side = choose_tile(240, 1, 2.0, context=132, pixel_bytes=2800)
     assert side == 384 and (side + 264) ** 2 * 4 * 240 * 2.75 < 0.8 * (2 * 2**30 - 450_000_000)
