@@ -71,7 +71,7 @@ def choose_tile(
     Args:
         bands, guide_bands: of the images.
         memory_gb: bound of working memory in GiB.
-        context: fine pixels beyond a tile that its values depend on.
+        context: fine pixels beyond a tile that its values depend on; with `pixel_bytes`, on which it computes too.
         pixel_bytes: memory for each fine pixel of a tile and its context, beside the tile's result and the guide.
         size: rows and cols of the whole result, where known.
         fixed_bytes: memory of a step that does not grow with the tile and has ended before `pixel_bytes` are needed.

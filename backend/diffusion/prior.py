@@ -143,15 +143,6 @@ class Prior:
         return image.add_(self.offset.to(image)[:, None, None])
 
     @torch.no_grad()
-    def change(self, image: Tensor, rows: Range, cols: Range) -> Tensor:
-        """Return by how much the prior's base differs from an image's own, `[s, rows, cols]`, in the base's units.
-
-        Args:
-            image, rows, cols: see `refine`.
-        """
-        low, span = (values.to(image)[:, None, None] for values in (self.low, self.span))
-        return self.base[:, slice(*rows), slice(*cols)].to(image) - (image[self.bands] - low) / span
-
     def refine(self, image: Tensor, rows: Range, cols: Range) -> Tensor:
         """Return another image of the same ground with the prior's base in place of its own.
 
@@ -162,7 +153,26 @@ class Prior:
         Returns:
             `image + loadings (base - base of image)`.
         """
-        return image + mix(self.loadings, self.change(image, rows, cols))
+        return image + mix(self.loadings, self._change(image, rows, cols))
+
+    @torch.no_grad()
+    def refined_coefficients(
+        self, image: Tensor, estimate: Tensor, projector: Tensor, rows: Range, cols: Range
+    ) -> Tensor:
+        """Return the coefficients of what `refine` returns, `[K, rows, cols]`, without making that image.
+
+        Args:
+            image, rows, cols: see `refine`.
+            estimate: coefficients of the image, `[K, rows, cols]`.
+            projector: `[K, S]`, what makes coefficients of an image.
+        """
+        loadings = projector.to(self.loadings) @ self.loadings
+        return estimate + mix(loadings, self._change(image, rows, cols))
+
+    def _change(self, image: Tensor, rows: Range, cols: Range) -> Tensor:
+        """Return by how much the prior's base differs from an image's own, `[s, rows, cols]`, in the base's units."""
+        own = (image[self.bands] - self.low.to(image)[:, None, None]) / self.span.to(image)[:, None, None]
+        return self.base[:, slice(*rows), slice(*cols)].to(image) - own
 
 
 def sample_prior(

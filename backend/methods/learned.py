@@ -33,7 +33,6 @@ from .learned_planes import (
     OUTPUTS,
     START_SHAPE,
     SURROUNDINGS,
-    Subspace,
     consistent,
     draft_planes,
     prior_planes,
@@ -184,20 +183,15 @@ class LearnedFusion(FusionMethod):
         self._control.check()
         estimate = subspace.coefficients(image)
         if self.prior is not None:
-            # Of the coefficients: an image of the prior on all of the context would be as large as this one.
-            change = self.prior.change(image, wide.rows, wide.cols)
-            seen = subspace.projector.double() @ self.prior.loadings.to(subspace.projector.device)
-            prior = estimate + torch.einsum("kn,nyx->kyx", seen.to(change), change)
+            prior = self.prior.refined_coefficients(image, estimate, subspace.projector, wide.rows, wide.cols)
             if tell is not None:
                 tell(PRIOR, self.prior.refine(image[own], tile.rows, tile.cols))
-            del change
         fused = image[own].clone()
         del image  # large, and the other forms' images are as large
         others = self.closed.other_coefficients(wide, min(self.components, len(estimate)))
         self._control.check()
         correction = self.correct(self.closed.registered(wide), estimate, others, prior)
-        first = Subspace(subspace.basis[:, : len(correction)], subspace.projector, subspace.mean)
-        first.add_to(fused, correction[own])
+        self.closed.part(0, len(correction)).add_to(fused, correction[own])
         return fused
 
     def draw_prior(self, scene: Scene, control: Control) -> Prior | None:

@@ -98,7 +98,7 @@ class ClosedForm:
             tile: of whole coarse pixels, that it was made of.
             count: coefficients to leave.
         """
-        part = self._part(count, min(KERNEL_COMPONENTS, len(self.trust)))
+        part = self.part(count, min(KERNEL_COMPONENTS, len(self.trust)))
         kept = len(part.projector)
         if not kept:
             return image
@@ -110,12 +110,13 @@ class ClosedForm:
 
     def other_coefficients(self, tile: Tile, count: int) -> list[Tensor]:
         """Return the first coefficients of the other forms' results, each `[count, rows, cols]`."""
-        part = self._part(0, count)
+        part = self.part(0, count)
         regressed = self.kernel.coefficients(tile, max(count, min(KERNEL_COMPONENTS, len(self.trust))))
         found = {name: part.coefficients(other.fuse(tile)) for name, other in self.others.items()}
         return [*({KERNEL_FORM: regressed[:count], **found}[name] for name in OTHER_FORMS)]
 
-    def _part(self, start: int, stop: int) -> Subspace:
+    def part(self, start: int, stop: int) -> Subspace:
+        """Return the subspace of the coefficients from `start` up to `stop`."""
         own = self.subspace
         return Subspace(own.basis[:, start:stop], own.projector[start:stop], own.mean)
 

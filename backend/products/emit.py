@@ -13,8 +13,6 @@ from typing import Any
 import numpy as np
 import torch
 from affine import Affine
-from rasterio.crs import CRS
-from rasterio.errors import CRSError
 from torch import Tensor
 
 from ..degradation import Range
@@ -25,12 +23,15 @@ from .product import Product, ProductImage
 
 BANDS, PLACES = "sensor_band_parameters", "location"
 CUBE = "reflectance"
-OTHERS = {"radiance": "radiance", "reflectance_uncertainty": "uncertainty", "mask": "mask"}
-"""Cubes of EMIT's other files, and what they hold."""
+OTHERS = ("radiance", "reflectance_uncertainty", "mask")
+"""Cubes of EMIT's other files."""
 WAY_OUT = "name the file with the reflectance, EMIT_L2A_RFL_....nc"
 ROWS_AT_ONCE = 64
 """Rows of the instrument's cube that are held at once."""
-KEPT = {"time_coverage_start": "ACQUISITION_TIME", "product_version": "EMIT_PRODUCT_VERSION"}
+KEPT = {  # attributes that go on as tags of the raster
+    "time_coverage_start": "ACQUISITION_TIME",
+    "product_version": "EMIT_PRODUCT_VERSION",
+}
 
 
 class _EmitImage(ProductImage):
@@ -80,13 +81,14 @@ def find_emit(file: Any, path: str) -> Product | None:
     if BANDS not in file or PLACES not in file:
         return None
     if CUBE not in file:
-        other = next((what for name, what in OTHERS.items() if name in file), None)
-        raise HyperSharpError(f"{path} holds {other or 'something'} of EMIT, not its reflectance", WAY_OUT)
+        other = next((name for name in OTHERS if name in file), "something")
+        raise HyperSharpError(f"{path} holds {other} of EMIT, not its reflectance", WAY_OUT)
     numbers = hdf.numbers(file, "geotransform")
     if len(numbers) != 6 or numbers[1] <= 0 or numbers[5] >= 0:
         raise hdf.missing("place on the map (attribute geotransform)")
-    tags = {tag: hdf.text(file.attrs[key]) for key, tag in KEPT.items() if key in file.attrs}
-    return Product(_EmitImage(file, Affine.from_gdal(*numbers.tolist())), None, _crs(file), tags)
+    crs = hdf.crs(hdf.text(file.attrs.get("spatial_ref", "EPSG:4326")))
+    image = _EmitImage(file, Affine.from_gdal(*numbers.tolist()))
+    return Product(image, None, crs, hdf.tags(file, KEPT))
 
 
 def _bands(file: Any, count: int) -> BandTable:
@@ -104,11 +106,3 @@ def _bands(file: Any, count: int) -> BandTable:
         [True] * count if good is None else [g != 0 for g in good],
         [f"band {i + 1} ({centre:.1f} nm)" for i, centre in enumerate(centres)],
     )
-
-
-def _crs(file: Any) -> CRS:
-    named = hdf.text(file.attrs.get("spatial_ref", "EPSG:4326"))
-    try:
-        return CRS.from_user_input(named)
-    except CRSError as error:
-        raise HyperSharpError(f"the product names no CRS: {named[:60]}", hdf.AGAIN) from error

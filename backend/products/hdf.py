@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
+from rasterio.crs import CRS
+from rasterio.errors import CRSError
 
 from ..degradation import Range
 from ..errors import HyperSharpError
@@ -51,13 +53,13 @@ def group(parent: Any, name: str) -> Any:
     return parent[name]
 
 
-def dataset(group: Any, name: str, axes: int) -> Any:
+def dataset(parent: Any, name: str, axes: int) -> Any:
     """Return a data set of a group or a file.
 
     Raises:
         HyperSharpError: it is not there, has other than so many axes, or is empty.
     """
-    found = group.get(name)
+    found = parent.get(name)
     if found is None or getattr(found, "ndim", None) != axes or min(found.shape) < 1:
         raise missing(f"{name} of {axes} axes")
     return found
@@ -93,6 +95,23 @@ def numbers(file: Any, name: str) -> np.ndarray:
     if found.ndim != 1 or not np.isfinite(found).all():
         raise missing(f"numbers in its attribute {name}")
     return found
+
+
+def tags(file: Any, names: Mapping[str, str]) -> dict[str, str]:
+    """Return those attributes of a file that are there, as text, under new names (`names`: old to new)."""
+    return {tag: text(file.attrs[name]) for name, tag in names.items() if name in file.attrs}
+
+
+def crs(named: str) -> CRS:
+    """Return a CRS by any name that PROJ knows.
+
+    Raises:
+        HyperSharpError: it knows none of this name.
+    """
+    try:
+        return CRS.from_user_input(named)
+    except CRSError as error:
+        raise HyperSharpError(f"the product names no CRS: {named[:60]}", AGAIN) from error
 
 
 def text(value: Any) -> str:

@@ -26,7 +26,7 @@ READERS = (find_prisma, find_emit)
 """Each returns the product that a file is, or None where it is of another sensor."""
 DTYPE, SCALE = "int16", 10_000
 COMPRESS = "deflate"
-STRIP_BYTES, GDAL_CACHE_BYTES = 256 * 2**20, 128 * 2**20
+WINDOW_BYTES, GDAL_CACHE_BYTES = 256 * 2**20, 128 * 2**20
 """Of a window's float32 values, and of what GDAL keeps of the file."""
 NO_SIGNAL = 0.5
 """A band that is 0 on more than this share of what is valid is marked as bad: no light reaches the ground in it."""
@@ -82,6 +82,7 @@ def run_import(job: ImportJob, control: Control | None = None) -> Result:
 
 
 def _find(file: Any, path: str) -> Product:
+    """Return the product that a file is; an error where no reader knows it."""
     for find in READERS:
         product = find(file, path)
         if product is not None:
@@ -97,7 +98,7 @@ def _write(image: ProductImage, product: Product, part: Path, stage: str, contro
     count = len(image.bands.good)
     nodata = default_nodata(DTYPE)
     known, lit = 0, torch.zeros(count, dtype=torch.long)
-    width = BLOCK * max(1, STRIP_BYTES // (4 * count * BLOCK * BLOCK))
+    width = BLOCK * max(1, WINDOW_BYTES // (4 * count * BLOCK * BLOCK))
     windows = [
         ((row, min(row + BLOCK, image.rows)), (col, min(col + width, image.cols)))
         for row in range(0, image.rows, BLOCK)

@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from affine import Affine
 from rasterio.crs import CRS
-from rasterio.errors import CRSError
 from torch import Tensor
 
 from ..degradation import Range
@@ -153,7 +152,7 @@ def find_prisma(file: Any, path: str) -> Product | None:
     middle = (last + first) / 2
     parts[0].keep(0.0, middle if first < last else np.inf)
     parts[1].keep(middle if first < last else 0.0, np.inf)
-    crs = _crs(file) if level == GEOCODED else None
+    crs = hdf.crs(f"EPSG:{int(hdf.numbers(file, 'Epsg_Code')[0])}") if level == GEOCODED else None
     hs = _HyperspectralImage(parts, _transform(file, HS_PIXEL, crs))
     if crs is not None:
         warnings += _odd_size(file, hs)
@@ -163,8 +162,8 @@ def find_prisma(file: Any, path: str) -> Product | None:
         pan = _PanchromaticImage(
             file, hdf.group(swaths, f"{other}/Data Fields"), _transform(file, PAN_PIXEL, crs)
         )
-    tags = {tag: hdf.text(file.attrs[key]) for key, tag in KEPT.items() if key in file.attrs}
-    return Product(hs, pan, crs, {**tags, "PRISMA_LEVEL": level}, warnings, pan is None)
+    tags = {**hdf.tags(file, KEPT), "PRISMA_LEVEL": level}
+    return Product(hs, pan, crs, tags, warnings, lacks_pan=pan is None)
 
 
 def _limits(file: Any, name: str) -> tuple[float, float]:
@@ -173,14 +172,6 @@ def _limits(file: Any, name: str) -> tuple[float, float]:
     if least >= most:
         raise hdf.missing(f"scale of its {name.upper()} cube ({least:g} to {most:g})")
     return least, most
-
-
-def _crs(file: Any) -> CRS:
-    code = int(hdf.numbers(file, "Epsg_Code")[0])
-    try:
-        return CRS.from_epsg(code)
-    except CRSError as error:
-        raise HyperSharpError(f"the product names no CRS: EPSG {code}", hdf.AGAIN) from error
 
 
 def _transform(file: Any, pixel: float, crs: CRS | None) -> Affine:

@@ -266,6 +266,10 @@ class HyperSharpAlgorithm(QgsProcessingAlgorithm):
                 context.addLayerToLoadOnCompletion(path, details)
         return self.results_of(result, parameters, context)
 
+    def has_own_name(self, details: QgsProcessingContext.LayerDetails, output: str) -> bool:
+        """Say whether a layer that will be loaded has another name than its output's: a model's, which is to stay."""
+        return details.name != self.outputDefinition(output).description()
+
     def build_job(self, parameters: dict[str, Any], context: QgsProcessingContext) -> Job:
         """Return the job for the parameters (main thread)."""
         raise NotImplementedError

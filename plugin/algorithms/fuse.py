@@ -228,7 +228,7 @@ class FuseAlgorithm(HyperSharpAlgorithm):
         output = result.outputs.get("OUTPUT", self._source.job.output)
         if context.willLoadLayerOnCompletion(output):
             details = context.layerToLoadOnCompletionDetails(output)
-            named = details.name != self.outputDefinition("OUTPUT").description()  # by a model, say
+            named = self.has_own_name(details, "OUTPUT")
             details.setPostProcessor(StyleResult(self._source, result.metrics, named).kept())
             if hasattr(details, "groupName") and not details.groupName and not named:  # QGIS 3.32 and newer
                 details.groupName = self._source.group_name

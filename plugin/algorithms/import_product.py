@@ -75,16 +75,14 @@ class ImportAlgorithm(HyperSharpAlgorithm):
     ) -> dict[str, Any]:
         """Return the rasters; have them named and coloured when Processing loads them."""
         job = self._job
-        for path in {job.hs, job.pan} - {*result.outputs.values(), None}:
-            wanted = context.layersToLoadOnCompletion()
-            context.setLayersToLoadOnCompletion({k: v for k, v in wanted.items() if k != path})
+        if job.pan and "PAN" not in result.outputs:  # the product has none
+            there = {k: v for k, v in context.layersToLoadOnCompletion().items() if k != job.pan}
+            context.setLayersToLoadOnCompletion(there)
         for name, path in result.outputs.items():
             if context.willLoadLayerOnCompletion(path):
                 details = context.layerToLoadOnCompletionDetails(path)
-                named = details.name != self.outputDefinition(name).description()  # by a model, say
-                details.setPostProcessor(
-                    ShowProduct(None if named else f"{name} {Path(job.product).stem}").kept()
-                )
+                wanted = None if self.has_own_name(details, name) else f"{name} {Path(job.product).stem}"
+                details.setPostProcessor(ShowProduct(wanted).kept())
         return dict(result.outputs)
 
 

@@ -72,7 +72,7 @@ def test_bands_place_and_reflectances(tmp_path):
 
 def test_a_scene_larger_than_a_window(tmp_path, monkeypatch):
     monkeypatch.setattr(importing, "BLOCK", 16)
-    monkeypatch.setattr(importing, "STRIP_BYTES", 1)
+    monkeypatch.setattr(importing, "WINDOW_BYTES", 1)
     truth = write_product(tmp_path / "p.he5", rows=40, cols=36)
     job, _ = imported(tmp_path / "p.he5", tmp_path, pan=False)
     with rasterio.open(job.hs) as dataset:
@@ -108,6 +108,14 @@ def test_corners_that_do_not_fit_are_warned_of(tmp_path):
         file.attrs["Product_LRcorner_easting"] = np.float32(LEFT + 90 * 24)
     _, result = imported(tmp_path / "p.he5", tmp_path)
     assert ["upper left corner is believed" in w for w in result.warnings] == [True]
+
+
+def refused(product, word, capsys):
+    """Check that a product is refused in two lines, the first with this word, and that nothing is left."""
+    code = cli.main(["import", str(product), "-o", str(product.parent / "o")])
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert code == 2 and word in lines[0] and lines[1].startswith("hint: ") and len(lines) == 2
+    assert not list(product.parent.rglob("*.tif"))
 
 
 def damage(how, path):
@@ -156,7 +164,7 @@ def damage(how, path):
         ("wavelengths", "5 wavelengths for 26"),
         ("words", "List_Cw_Vnir"),
         ("scale", "scale of its VNIR"),
-        ("crs", "EPSG 1"),
+        ("crs", "EPSG:1"),
         ("corner", "Product_ULcorner_easting"),
         ("empty", "nothing but nodata"),
     ],
@@ -165,10 +173,7 @@ def test_a_spoilt_product_is_refused(tmp_path, capsys, how, word):
     product = tmp_path / "p.he5"
     write_product(product)
     damage(how, product)
-    code = cli.main(["import", str(product), "-o", str(tmp_path / "o")])
-    lines = capsys.readouterr().err.strip().splitlines()
-    assert code == 2 and word in lines[0] and lines[1].startswith("hint: ") and len(lines) == 2
-    assert not list(tmp_path.rglob("*.tif"))
+    refused(product, word, capsys)
 
 
 def test_what_is_there_stays_when_an_import_fails(tmp_path):
@@ -218,7 +223,7 @@ def test_fusing_a_product_itself_says_what_to_do(tmp_path, capsys, name):
 def test_emit_is_laid_on_its_geographic_grid(tmp_path, monkeypatch):
     monkeypatch.setattr(emit, "ROWS_AT_ONCE", 16)
     monkeypatch.setattr(importing, "BLOCK", 32)  # several windows, several reads of each
-    monkeypatch.setattr(importing, "STRIP_BYTES", 1)
+    monkeypatch.setattr(importing, "WINDOW_BYTES", 1)
     seen = write_emit(tmp_path / "e.nc")
     job, result = imported(tmp_path / "e.nc", tmp_path)
     assert list(result.outputs) == ["HS"] and result.warnings == [] and not Path(job.pan).exists()
@@ -269,7 +274,4 @@ def test_a_spoilt_emit_file_is_refused(tmp_path, capsys, how, word):
             file.attrs["spatial_ref"] = "nowhere"
         elif how == "outside":
             file["location/glt_y"][:] = 5000
-    code = cli.main(["import", str(product), "-o", str(tmp_path / "o")])
-    lines = capsys.readouterr().err.strip().splitlines()
-    assert code == 2 and word in lines[0] and lines[1].startswith("hint: ") and len(lines) == 2
-    assert not list(tmp_path.rglob("*.tif"))
+    refused(product, word, capsys)

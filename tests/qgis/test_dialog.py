@@ -4,6 +4,7 @@ import os
 import signal
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -197,6 +198,20 @@ def test_whole_numbers_with_a_scale_have_a_stretch(qgis_app, make_raster):
     dataset = None
     low, high = layers.colour_style(path).ranges[0]
     assert 0.29 <= low < high <= 0.36  # band 3's values, by construction
+
+
+def test_a_stretch_where_there_is_no_histogram():
+    class Provider:
+        """As QGIS 3.44's is for whole numbers with a scale."""
+
+        def cumulativeCut(self, *_):
+            return float("nan"), float("nan")
+
+        def bandStatistics(self, _band):
+            return SimpleNamespace(mean=0.3, stdDev=0.1, minimumValue=0.05, maximumValue=0.45)
+
+    low, high = layers._stretch(SimpleNamespace(dataProvider=Provider), 1)
+    assert low == pytest.approx(0.1) and high == 0.45
 
 
 def test_a_grey_source_gives_true_colour(qgis_app, pair):
