@@ -22,10 +22,10 @@ SIDES_WITH_CONTEXT = (128, 256, 384, 512, 768)
 NEARLY = 1.1
 """What needs less than this times the least memory is taken to need the same."""
 IMAGE_COPIES = 2.75
-"""Images of a tile with its context that such a method holds at once, as measured: what it makes, what for, and
+"""Images of a tile that such a method holds at once while it makes one, as measured: what it makes, what for, and
 what is on its way to the disk."""
-CONTEXT_SHARE = 0.8
-"""Share of the memory bound that a tile with context may take, where all of its memory is counted."""
+TILE_CACHE_BYTES = 96 * 2**20
+"""What such a method may keep from tile to tile."""
 NETWORK_PIXEL_BYTES = 2000
 """Working memory of a network for each pixel, in bytes; tiles keep it to the bound."""
 ADAPT_START_SECONDS = 4.0
@@ -53,61 +53,89 @@ def tile_bytes(bands: int, guide_bands: int, tile: int) -> int:
     return 4 * tile * tile * (4 * bands + 8 * guide_bands)
 
 
+@dataclass(frozen=True)
+class TileNeeds:
+    """What a method needs to fuse a tile that computes on more than the tile itself; see `FusionMethod`.
+
+    Attributes:
+        context: fine pixels beyond a tile that its values depend on; with `pixel_bytes`, on which it computes too.
+        pixel_bytes: memory for each fine pixel of a tile and its context, beside the tile's result and the guide.
+        inner_context, inner_bytes: the same once more, nearer to the tile.
+        fixed_bytes: memory of a step that does not grow with the tile and has ended before the others are needed.
+    """
+
+    context: int = 0
+    pixel_bytes: int = 0
+    inner_context: int = 0
+    inner_bytes: int = 0
+    fixed_bytes: int = 0
+
+
 def choose_tile(
     bands: int,
     guide_bands: int,
     memory_gb: float,
-    context: int = 0,
-    pixel_bytes: int = 0,
+    needs: TileNeeds = TileNeeds(),
     size: tuple[int, int] | None = None,
-    fixed_bytes: int = 0,
 ) -> int:
     """Return the side of an output tile, a multiple of 256 as a rule, that keeps to the memory bound.
 
-    Small tiles stay in the processor's cache and let writing overlap with computing; a method that looks
-    `context` fine pixels beyond a tile gets larger ones, so that it does not compute everything twice. One that
-    computes on all of the context (`pixel_bytes`: a network) gets those with the least to compute.
+    Small tiles stay in the processor's cache and let writing overlap with computing; a method that looks far beyond a
+    tile gets larger ones, so that it does not compute everything twice. One that computes on all of the context
+    (`pixel_bytes`: a network) gets those with the least to compute.
 
     Args:
         bands, guide_bands: of the images.
         memory_gb: bound of working memory in GiB.
-        context: fine pixels beyond a tile that its values depend on; with `pixel_bytes`, on which it computes too.
-        pixel_bytes: memory for each fine pixel of a tile and its context, beside the tile's result and the guide.
+        needs: of the method.
         size: rows and cols of the whole result, where known.
-        fixed_bytes: memory of a step that does not grow with the tile and has ended before `pixel_bytes` are needed.
     """
     budget = max(memory_gb * 2**30 - BASE_MEMORY_BYTES, 0.15 * memory_gb * 2**30)
-    if pixel_bytes:
-        return _tile_with_context(bands, guide_bands, budget, context, pixel_bytes, size, fixed_bytes)
+    if needs.pixel_bytes:
+        return _tile_with_context(bands, guide_bands, memory_gb, budget, needs, size or (8192, 8192))
     tile = 256
-    budget -= fixed_bytes
-    while tile < min(1024, 3 * context) and tile_bytes(bands, guide_bands, tile + 256) < 0.5 * budget:
+    budget -= needs.fixed_bytes
+    while tile < min(1024, 3 * needs.context) and tile_bytes(bands, guide_bands, tile + 256) < 0.5 * budget:
         tile += 256
     return tile
+
+
+def cache_bytes(memory_gb: float) -> int:
+    """Return GDAL's block cache: enough for one row of blocks to be reused, never a large share of the memory."""
+    return int(min(256 * 2**20, 0.1 * memory_gb * 2**30))
 
 
 def _tile_with_context(
     bands: int,
     guide_bands: int,
+    memory_gb: float,
     budget: float,
-    context: int,
-    pixel_bytes: int,
-    size: tuple[int, int] | None,
-    fixed_bytes: int,
+    needs: TileNeeds,
+    size: tuple[int, int],
 ) -> int:
-    """Return the side with the least pixels to compute, contexts counted, that keeps to `budget` bytes."""
-    rows, cols = size or (8192, 8192)
+    """Return the side with the least to compute, contexts counted, that keeps to `budget` bytes."""
+    rows, cols = size
+
+    def area(side: int, context: int) -> int:
+        return min(side + 2 * context, rows) * min(side + 2 * context, cols)
 
     def needed(side: int) -> float:
-        area = min(side + 2 * context, rows) * min(side + 2 * context, cols)
+        wide = area(side, needs.context)
         result = 4 * bands * min(side, rows) * min(side, cols)
-        guide = 4 * 8 * guide_bands * area
-        return guide + max(4 * IMAGE_COPIES * bands * area, result + fixed_bytes, result + pixel_bytes * area)
+        inner = needs.inner_bytes * area(side, needs.inner_context)
+        held = max(needs.fixed_bytes, needs.pixel_bytes * wide + inner)
+        # From the second tile on there are caches, and the one before is on its way to the disk.
+        before = 0 if side >= max(rows, cols) else cache_bytes(memory_gb) + TILE_CACHE_BYTES + result
+        return 4 * 8 * guide_bands * wide + max(IMAGE_COPIES * result, before + result + held)
 
     def computed(side: int) -> float:
-        return _widened(rows, side, context) * _widened(cols, side, context)
+        wide, inner = (
+            _widened(rows, side, context) * _widened(cols, side, context)
+            for context in (needs.context, needs.inner_context)
+        )
+        return needs.pixel_bytes * wide + needs.inner_bytes * inner
 
-    sides = [side for side in SIDES_WITH_CONTEXT if needed(side) < CONTEXT_SHARE * budget]
+    sides = [side for side in SIDES_WITH_CONTEXT if needed(side) < budget]
     if not sides:  # the least that can be had; where the context covers the scene all sides need the same
         least = min(needed(side) for side in SIDES_WITH_CONTEXT)
         sides = [side for side in SIDES_WITH_CONTEXT if needed(side) <= NEARLY * least]

@@ -20,7 +20,7 @@ from .control import Control
 from .degradation import Range, fill_invalid
 from .device import choose_device, is_out_of_memory
 from .errors import ErrorCode, HyperSharpError
-from .estimate import BYTES, choose_tile
+from .estimate import BYTES, TileNeeds, cache_bytes, choose_tile
 from .io.raster import source_path
 from .io.writer import FusedWriter, check_output, default_nodata, partial_output
 from .job import COMPRESSIONS, DTYPES, AssessJob, FuseJob
@@ -232,19 +232,18 @@ def write_fused(
     """
     grid, hs = pair.grid, pair.hs
     nodata = hs.nodata if hs.nodata is not None or not pair.may_be_masked else default_nodata(dtype)
-    context = (method.context if method.pixel_bytes else method.halo) * grid.ratio
-    side = job.tile or choose_tile(
-        hs.count,
-        pair.scene.guide.bands,
-        job.memory_gb,
-        context,
+    needs = TileNeeds(
+        (method.context if method.pixel_bytes else method.halo) * grid.ratio,
         method.pixel_bytes,
-        grid.output_shape,
+        method.inner_context * grid.ratio,
+        method.inner_bytes,
         method.fixed_bytes,
     )
+    bands = hs.count, pair.scene.guide.bands
+    side = job.tile or choose_tile(*bands, job.memory_gb, needs, grid.output_shape)
     windows = tile_windows(grid.rows, grid.cols, side)
     with (
-        rasterio.Env(GDAL_CACHEMAX=_cache_bytes(job.memory_gb)),
+        rasterio.Env(GDAL_CACHEMAX=cache_bytes(job.memory_gb)),
         FusedWriter(
             path,
             (hs.count, *grid.output_shape),
@@ -266,11 +265,6 @@ def write_fused(
             for part_rows, part_cols, image, mask in _fuse_window(pair, method, rows, cols, control):
                 writer.write(part_rows[0] - grid.rows[0], part_cols[0] - grid.cols[0], image, mask)
             control.step()
-
-
-def _cache_bytes(memory_gb: float) -> int:
-    """GDAL's block cache: enough for one row of blocks to be reused, never a large share of the memory."""
-    return int(min(256 * 2**20, 0.1 * memory_gb * 2**30))
 
 
 def _fuse_window(

@@ -153,26 +153,27 @@ class Prior:
         Returns:
             `image + loadings (base - base of image)`.
         """
-        return image + mix(self.loadings, self._change(image, rows, cols))
+        return image + mix(self.loadings, self._change(image[self.bands], rows, cols))
 
     @torch.no_grad()
     def refined_coefficients(
-        self, image: Tensor, estimate: Tensor, projector: Tensor, rows: Range, cols: Range
+        self, base: Tensor, estimate: Tensor, projector: Tensor, rows: Range, cols: Range
     ) -> Tensor:
-        """Return the coefficients of what `refine` returns, `[K, rows, cols]`, without making that image.
+        """Return the coefficients of what `refine` makes of an image, `[K, rows, cols]`, from its own base alone.
 
         Args:
-            image, rows, cols: see `refine`.
+            base: the image's selected bands, `[s, rows, cols]`.
             estimate: coefficients of the image, `[K, rows, cols]`.
             projector: `[K, S]`, what makes coefficients of an image.
+            rows, cols: see `refine`.
         """
         loadings = projector.to(self.loadings) @ self.loadings
-        return estimate + mix(loadings, self._change(image, rows, cols))
+        return estimate + mix(loadings, self._change(base, rows, cols))
 
-    def _change(self, image: Tensor, rows: Range, cols: Range) -> Tensor:
-        """Return by how much the prior's base differs from an image's own, `[s, rows, cols]`, in the base's units."""
-        own = (image[self.bands] - self.low.to(image)[:, None, None]) / self.span.to(image)[:, None, None]
-        return self.base[:, slice(*rows), slice(*cols)].to(image) - own
+    def _change(self, own: Tensor, rows: Range, cols: Range) -> Tensor:
+        """Return by how much the prior's base differs from `[s, rows, cols]` of an image, in the base's units."""
+        own = (own - self.low.to(own)[:, None, None]) / self.span.to(own)[:, None, None]
+        return self.base[:, slice(*rows), slice(*cols)].to(own) - own
 
 
 def sample_prior(

@@ -53,6 +53,10 @@ class FusionMethod(Configured, ABC):
     """Working memory, in bytes for each fine pixel of a tile and its context, beside its result and the guide."""
     context: int = 0
     """With `pixel_bytes`: coarse pixels around a tile on which all is computed, not only read, as on itself."""
+    inner_bytes: int = 0
+    """With `pixel_bytes`: more of it, for each fine pixel of a tile and `inner_context` coarse pixels around it."""
+    inner_context: int = 0
+    """See `inner_bytes`."""
     fixed_bytes: int = 0
     """Working memory, in bytes, of a step that does not grow with the tile; it has ended before that of `pixel_bytes`
     is needed."""

@@ -3,13 +3,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import torch
+from torch import Tensor
 
-from ..degradation import Range, coarse_support
-from ..scene import Tile
+from ..degradation import INTERPOLATION_REACH, Range, coarse_support, fine_support
+from ..scene import FILL_REACH, Tile
+from .base import FusionMethod
+from .learned_planes import Subspace
 
+STRIP_BYTES = 64 * 2**20
+"""Size of a strip's image of all bands, as far as whole coarse pixels allow: a tile's context is worked off so."""
+STRIP_COPIES = 3
+"""Images of a strip that there are at a time."""
+
+Area = tuple[Range, Range]
+"""Rows and columns."""
 Window = tuple[slice, slice, slice]
 """Index of `[bands, rows, cols]`."""
 
@@ -27,6 +38,79 @@ def widened(tile: Tile, margin: int) -> Tile:
     return replace(tile, rows=fine_rows, cols=fine_cols, mask=mask.to(tile.hs.device), _lowpass={})
 
 
+def strip_rows(bands: int, cols: int, ratio: int) -> int:
+    """Return how many fine rows a strip has, a multiple of the ratio."""
+    return max(1, STRIP_BYTES // (4 * bands * cols * ratio)) * ratio
+
+
+def strips(tile: Tile, halo: int) -> Iterator[tuple[Range, Tile]]:
+    """Cut a tile of whole coarse pixels into strips of all its columns, so that an image of one is small.
+
+    Args:
+        tile: read with at least `halo`.
+        halo: coarse pixels around a strip that what is made of it depends on.
+
+    Yields:
+        A strip's rows, counted from the tile's first, and the strip, a tile with no more context than it needs.
+    """
+    ratio = tile.ratio
+    step = strip_rows(len(tile.hs), tile.cols[1] - tile.cols[0], ratio)
+    for start in range(*tile.rows, step):
+        rows = start, min(start + step, tile.rows[1])
+        yield (rows[0] - tile.rows[0], rows[1] - tile.rows[0]), narrowed(tile, rows, halo)
+
+
+def seen_by(
+    form: FusionMethod, basis: Subspace, tile: Tile, bands: Sequence[int] = ()
+) -> tuple[Tensor, Tensor]:
+    """Return coefficients of a method's result on a tile of whole coarse pixels, and some of its bands.
+
+    Strip by strip: the result itself is never there as a whole.
+
+    Args:
+        form: fitted.
+        basis: what gives the coefficients.
+        tile: read with at least the method's halo.
+        bands: which ones.
+
+    Returns:
+        `[K, rows, cols]` and `[bands, rows, cols]`.
+    """
+    shape = tile.rows[1] - tile.rows[0], tile.cols[1] - tile.cols[0]
+    coefficients = tile.hs.new_empty(len(basis.projector), *shape)
+    seen = tile.hs.new_empty(len(bands), *shape)
+    for (start, stop), strip in strips(tile, form.halo):
+        image = form.fuse(strip)
+        coefficients[:, start:stop] = basis.coefficients(image)
+        seen[:, start:stop] = image[list(bands)]
+    return coefficients, seen
+
+
+def narrowed(tile: Tile, rows: Range, halo: int) -> Tile:
+    """Return some rows of a tile, with the context above and below that a method of this halo depends on."""
+    ratio, height = tile.ratio, tile.scene_coarse[0]
+    coarse = coarse_support(rows, ratio, height, max(halo, INTERPOLATION_REACH) + FILL_REACH)
+    coarse = max(coarse[0], tile.coarse_rows[0]), min(coarse[1], tile.coarse_rows[1])
+    fine = fine_support(coarse, ratio, height * ratio, tile.mtf_hs)
+    fine = max(fine[0], tile.fine_rows[0]), min(fine[1], tile.fine_rows[1])
+    own, low, high = (
+        slice(part[0] - whole[0], part[1] - whole[0])
+        for part, whole in ((rows, tile.rows), (coarse, tile.coarse_rows), (fine, tile.fine_rows))
+    )
+    return replace(
+        tile,
+        rows=rows,
+        hs=tile.hs[:, low],
+        hs_mask=tile.hs_mask[low],
+        coarse_rows=coarse,
+        guide=tile.guide[:, high],
+        guide_mask=tile.guide_mask[high],
+        fine_rows=fine,
+        mask=tile.mask[own],
+        _lowpass={},
+    )
+
+
 def inner(tile: Tile) -> Window:
     """Return where the coarse pixels of a tile of whole coarse pixels lie in `tile.hs`."""
     rows, cols = _coarse(tile.rows, tile.ratio), _coarse(tile.cols, tile.ratio)
@@ -42,5 +126,20 @@ def within(rows: Range, cols: Range, start: tuple[int, int]) -> Window:
     )
 
 
-def _coarse(fine: Range, ratio: int) -> Range:
-    return fine[0] // ratio, fine[1] // ratio
+def coarse_around(tile: Tile, margin: int, limits: Tile) -> Area:
+    """Return the coarse rows and columns of a tile with so many around it, those of another tile at most."""
+    sides = zip((tile.rows, tile.cols), (limits.rows, limits.cols), tile.scene_coarse)
+    wanted = [
+        (coarse_support(own, tile.ratio, n, margin), _coarse(most, tile.ratio)) for own, most, n in sides
+    ]
+    rows, cols = ((max(a[0], b[0]), min(a[1], b[1])) for a, b in wanted)
+    return rows, cols
+
+
+def fine(coarse: Range, ratio: int) -> Range:
+    """Return the fine pixels of a range of coarse ones."""
+    return coarse[0] * ratio, coarse[1] * ratio
+
+
+def _coarse(area: Range, ratio: int) -> Range:
+    return area[0] // ratio, area[1] // ratio

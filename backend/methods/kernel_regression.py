@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import cast
 
@@ -36,11 +37,13 @@ from ..degradation import (
     psf_reach,
     separable,
 )
+from ..device import give_back_memory
+from ..estimate import TILE_CACHE_BYTES
 from ..models.kernel_features import KernelFeatures
 from ..models.pretrained import from_pretrained
 from ..scene import MomentAccumulator, Scene, Tile
 from ..weights import SHIPPED
-from .context import inner
+from .context import STRIP_BYTES, STRIP_COPIES, Area, Window, inner, seen_by
 from .injection import ridge_solve
 from .kernel_block import KernelBlock, matrix_bytes, regress_area
 from .learned_planes import LIMIT, MANY_BANDS, ComponentStatistics, Subspace, expanded
@@ -71,11 +74,37 @@ FEATURE_FILL = 8
 """Pixels by which what features are made of is extended into gaps, so that no feature sees their edges."""
 GAP_NOISE = 0.5
 """Noise variance, in the target's own, of a coarse pixel whose ground is not known at all; less so for a part of it."""
-CACHE_BYTES = 96 * 2**20
 WEAK_AXIS = 1e-3
 """Axes of the guide of less than this share of the first one's variance are left out."""
 LEAST_NOISE = LEAST_UNEXPLAINED = 1e-4
 MANY_PIXELS = 600
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """A block's coefficients, in half precision about their means: neighbouring tiles ask for them again.
+
+    Rounding changes a coefficient by a 2048th of what it differs from the mean, at most.
+
+    Attributes:
+        values: `[K, rows, cols]` float16, standardised.
+        centre, scale: `[K, 1, 1]`.
+    """
+
+    values: Tensor
+    centre: Tensor
+    scale: Tensor
+
+    @classmethod
+    def of(cls, image: Tensor) -> _Kept:
+        """Return what is kept of `[K, rows, cols]`."""
+        scale, centre = torch.std_mean(image, dim=(1, 2), keepdim=True, correction=0)
+        scale = scale.clamp_min(1e-30)
+        return cls(((image - centre) / scale).half(), centre, scale)
+
+    def part(self, index: Window) -> Tensor:
+        """Return some of it, float32."""
+        return self.values[index].float() * self.scale + self.centre
 
 
 class KernelRegression:
@@ -97,7 +126,7 @@ class KernelRegression:
     ) -> None:
         self.closed, self.subspace, self.statistics = closed, subspace, statistics
         self._model = model
-        self._cache: OrderedDict[tuple[int, int, int], Tensor] = OrderedDict()
+        self._cache: OrderedDict[tuple[int, int, int], _Kept] = OrderedDict()
 
     def fit(self, scene: Scene, control: Control) -> None:
         """Learn how the guide depends on the coefficients, both in register; see `FusionMethod.fit`."""
@@ -130,7 +159,8 @@ class KernelRegression:
         for size in self.scene.coarse_shape:
             known *= min(size, BLOCK + 2 * MARGIN)
             fine *= min(size, BLOCK + 2 * (MARGIN + context)) * self.scene.ratio
-        return matrix_bytes(KERNEL_COMPONENTS, known) + fine * self.model.pixel_bytes
+        regressing = matrix_bytes(KERNEL_COMPONENTS, known) + fine * self.model.pixel_bytes
+        return max(regressing, STRIP_COPIES * STRIP_BYTES)
 
     @property
     def _reach(self) -> float:
@@ -160,33 +190,34 @@ class KernelRegression:
                     continue
                 values = self._solved(row, col, count, (row_block, col_block))
                 shares = [
-                    _share(block, size, self.scene.ratio)[c[0] - a[0] : c[1] - a[0]].to(values)
+                    _share(block, size, self.scene.ratio)[c[0] - a[0] : c[1] - a[0]].to(out)
                     for block, size, a, c in zip(
                         (row_block, col_block), self.scene.coarse_shape, area, common
                     )
                 ]
                 source = tuple(slice(c[0] - a[0], c[1] - a[0]) for a, c in zip(area, common))
                 place = tuple(slice(c[0] - t[0], c[1] - t[0]) for t, c in zip((tile.rows, tile.cols), common))
-                part = values[(slice(None), *source)] * shares[0][:, None] * shares[1][None, :]
-                out[(slice(None), *place)] += part
+                part = values.part((slice(None), *source))
+                out[(slice(None), *place)] += part * shares[0][:, None] * shares[1][None, :]
         return out
 
-    def _solved(self, row: int, col: int, count: int, block: tuple[Range, Range]) -> Tensor:
+    def _solved(self, row: int, col: int, count: int, block: Area) -> _Kept:
         """Return a block's coefficients on all the pixels that it predicts; the latest are kept."""
         key = row, col, count
         if key in self._cache:
             self._cache.move_to_end(key)
             return self._cache[key]
         self.control.check()
-        found = self._solve(count, block)
+        found = _Kept.of(self._solve(count, block))
+        give_back_memory()
         self._cache[key] = found
-        held = sum(t.numel() * 4 for t in self._cache.values())
-        while held > CACHE_BYTES and len(self._cache) > 1:
-            held -= self._cache.popitem(last=False)[1].numel() * 4
+        held = sum(kept.values.nbytes for kept in self._cache.values())
+        while held > TILE_CACHE_BYTES and len(self._cache) > 1:
+            held -= self._cache.popitem(last=False)[1].values.nbytes
         return found
 
     @torch.no_grad()
-    def _solve(self, count: int, block: tuple[Range, Range]) -> Tensor:
+    def _solve(self, count: int, block: Area) -> Tensor:
         made, estimate, window = self.block(count, block)
         area = [_predicted(b, s, self.scene.ratio) for b, s in zip(block, self.scene.coarse_shape)]
         rows, cols = (slice(a[0] - w[0], a[1] - w[0]) for a, w in zip(area, window))
@@ -199,9 +230,7 @@ class KernelRegression:
         found = made.centre[:, None, None] + made.scale[:, None, None] * found
         return torch.where(made.known[rows, cols], found, own)
 
-    def block(
-        self, count: int, block: tuple[Range, Range]
-    ) -> tuple[KernelBlock | None, Tensor, tuple[Range, Range]]:
+    def block(self, count: int, block: Area) -> tuple[KernelBlock | None, Tensor, Area]:
         """Return what the regression of a block sees (None where too little is valid).
 
         Args:
@@ -221,7 +250,7 @@ class KernelRegression:
             for d, s in zip(data, shape)
         ]
         tile = scene.tile(window[0], window[1], self.closed.halo)
-        all_estimates = self.subspace.coefficients(self.closed.fuse(tile))
+        all_estimates, _ = seen_by(self.closed, self.subspace, tile)
         top, left = tile.rows[0] - tile.fine_rows[0], tile.cols[0] - tile.fine_cols[0]
         guide = tile.guide_core
         seen = tile.guide_mask[top : top + guide.shape[1], left : left + guide.shape[2]]

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..control import Control
 from ..degradation import INTERPOLATION_REACH, psf_reach
-from ..device import PRECISIONS, inference_precision
+from ..device import PRECISIONS, give_back_memory, inference_precision
 from ..errors import ErrorCode, HyperSharpError
 from ..job import DEFAULT_MEMORY_GB, FULL_BAND
 from ..models import hyfusion, mbfn
@@ -21,7 +21,15 @@ from ..models.pretrained import PretrainedModel, from_pretrained, read_config
 from ..scene import FILL_REACH, Scene, Tile
 from ..weights import find_weights
 from .base import FusionMethod
-from .context import inner, widened, within
+from .context import (
+    Area,
+    coarse_around,
+    fine,
+    inner,
+    narrowed,
+    widened,
+    within,
+)
 from .full_band import FullBandFusion, input_form, load_full_band
 from .kernel_regression import KERNEL_COMPONENTS
 from .learned_base import ClosedForm, fit_closed_form
@@ -50,6 +58,8 @@ ADAPTING_SHARE = 0.12
 """Duration of a step of adaptation for the progress, where fusing (about half a megapixel) counts 6."""
 PLANE_COPIES = 3
 """Copies of one component's fine planes that there are at a time."""
+COARSE_COPIES = 2
+"""Copies of the HS image of a tile's context that there are at a time."""
 DRAFT_PLANES = len(OTHER_FORMS) + 9
 """Planes of every component that are held while they are worked off: the forms' and what the others are made of."""
 
@@ -115,14 +125,17 @@ class LearnedFusion(FusionMethod):
                 self.model, scene, self.components, self.steps, control, self.prior_of_pairs()
             )
         self.prior = self.draw_prior(scene, control)
+        ratio = scene.ratio
+        psf = math.ceil(psf_reach(ratio, self.closed.mtf_gain) / ratio)
+        self.low_pass = psf + INTERPOLATION_REACH
+        around = math.ceil(SURROUNDINGS // 2 / ratio)
         # From the outside in: the planes' low-pass and surroundings, the network, the consistency step.
-        psf = math.ceil(psf_reach(scene.ratio, self.closed.mtf_gain) / scene.ratio)
-        low_pass = psf + INTERPOLATION_REACH
-        around = math.ceil(SURROUNDINGS // 2 / scene.ratio)
-        self.context = 2 * low_pass + around + self.model.reach(scene.ratio) + 1
+        self.context = 2 * self.low_pass + around + self.model.reach(ratio) + 1
         self.halo = self.closed.halo + self.context
         planes = PLANE_COPIES * FINE_PLANES + self.components * DRAFT_PLANES + KERNEL_COMPONENTS
-        self.pixel_bytes = 4 * planes + self.model.pixel_bytes(scene.ratio)
+        self.pixel_bytes = math.ceil(4 * (planes + COARSE_COPIES * scene.hs.bands / ratio**2))
+        self.inner_bytes = self.model.pixel_bytes(ratio)
+        self.inner_context = self.low_pass + self.model.last_reach(ratio)
         self.fixed_bytes = self.closed.kernel.block_bytes
 
     def _fit_full_band(self, folder: Path, scene: Scene, control: Control) -> None:
@@ -171,27 +184,33 @@ class LearnedFusion(FusionMethod):
     @torch.no_grad()
     def _fuse(self, tile: Tile, tell: Callable[[str, Tensor], None] | None) -> Tensor:
         """Return the result, and tell of what went before it."""
-        wide = widened(tile, self.context)
-        image = self.closed.image(wide)
+        # With hundreds of bands an image is what takes the memory: of the context there are coefficients alone.
+        closed, wide = self.closed, widened(tile, self.context)
+        fused = closed.image(narrowed(tile, tile.rows, closed.halo))
+        if tell is not None:
+            tell(CLOSED_FORM, fused)
         self._control.check()
         own = within(tile.rows, tile.cols, (wide.rows[0], wide.cols[0]))
-        subspace = self.closed.subspace
+        estimate, base = closed.estimated(wide, () if self.prior is None else self.prior.bands)
+        self._control.check()
+        k = min(self.components, len(closed.trust))
+        regressed = closed.regressed(wide)
+        change = closed.completion(estimate, regressed, tile.ratio, k)
+        estimate[k : k + len(change)] += change
+        beyond = closed.part(k, k + len(change))
+        beyond.add_to(fused, change[own])
         prior = None
-        if tell is not None:
-            tell(CLOSED_FORM, image[own])
-        image = self.closed.completed(image, wide, min(self.components, len(self.closed.trust)))
-        self._control.check()
-        estimate = subspace.coefficients(image)
         if self.prior is not None:
-            prior = self.prior.refined_coefficients(image, estimate, subspace.projector, wide.rows, wide.cols)
+            beyond.add_to(base, change, self.prior.bands)
+            area = wide.rows, wide.cols
+            prior = self.prior.refined_coefficients(base, estimate, closed.subspace.projector, *area)
             if tell is not None:
-                tell(PRIOR, self.prior.refine(image[own], tile.rows, tile.cols))
-        fused = image[own].clone()
-        del image  # large, and the other forms' images are as large
-        others = self.closed.other_coefficients(wide, min(self.components, len(estimate)))
+                tell(PRIOR, self.prior.refine(fused, tile.rows, tile.cols))
+        del change, base
+        others = closed.other_coefficients(wide, regressed, k)
         self._control.check()
-        correction = self.correct(self.closed.registered(wide), estimate, others, prior)
-        self.closed.part(0, len(correction)).add_to(fused, correction[own])
+        correction = self.correct(tile, closed.registered(wide), estimate, others, prior)
+        closed.part(0, len(correction)).add_to(fused, correction)
         return fused
 
     def draw_prior(self, scene: Scene, control: Control) -> Prior | None:
@@ -203,21 +222,22 @@ class LearnedFusion(FusionMethod):
         return None
 
     def correct(
-        self, tile: Tile, estimate: Tensor, others: list[Tensor], prior: Tensor | None = None
+        self, own: Tile, tile: Tile, estimate: Tensor, others: list[Tensor], prior: Tensor | None = None
     ) -> Tensor:
         """Return the correction of the first components on a tile's own pixels, `[K, rows, cols]`.
 
         Args:
-            tile: of whole coarse pixels, in register.
-            estimate: the closed form's coefficients, `[rank, rows, cols]`.
+            own: the tile.
+            tile: the same with `context` around it, of whole coarse pixels, in register.
+            estimate: the closed form's coefficients on all of that, `[rank, rows, cols]`.
             others: the other forms', each `[K, rows, cols]`.
             prior: the prior's, where the network takes one.
         """
         ratio, gain = tile.ratio, tile.mtf_hs
         k = min(self.components, len(estimate))
-        own = inner(tile)
-        near = grown(tile.hs_mask, FILL_REACH)[own[1:]]
-        coarse = self.closed.subspace.coefficients(tile.hs[own]) * near
+        core = inner(tile)
+        near = grown(tile.hs_mask, FILL_REACH)[core[1:]]
+        coarse = self.closed.subspace.coefficients(tile.hs[core]) * near
         guide = tile.guide_core
         top, left = tile.rows[0] - tile.fine_rows[0], tile.cols[0] - tile.fine_cols[0]
         seen = grown(tile.guide_mask, FILL_REACH)[top : top + guide.shape[1], left : left + guide.shape[2]]
@@ -227,27 +247,46 @@ class LearnedFusion(FusionMethod):
         seen_prior = None
         if prior is not None:
             seen_prior = prior_planes(prior[:k], estimate[:k], self.statistics, draft.unit, ratio, gain)
-        origin = (tile.rows[0], tile.cols[0])
+        # What is made consistent afterwards, and what the network looks at to make it.
+        made = coarse_around(own, self.low_pass, tile)
+        looked = coarse_around(own, self.low_pass + max(0, self.model.reach(ratio)), tile)
+        start = tile.rows[0], tile.cols[0]
+        fine_made, fine_looked = (tuple(fine(side, ratio) for side in area) for area in (made, looked))
+        part, view = within(*fine_made, start), within(*fine_looked, start)
+        coarse_view = within(*looked, (start[0] // ratio, start[1] // ratio))
+        origin = fine_looked[0][0], fine_looked[1][0]
+        keep = tuple((m[0] - o[0], m[1] - o[0]) for m, o in zip(made, looked))
         # One component at a time: that bounds the memory, and on a CPU it is no slower.
-        correction = torch.empty_like(estimate[:k])
-        half, first = PRECISIONS[self.precision], draft.first
+        correction = torch.empty_like(estimate[:k][part])
+        half, first = PRECISIONS[self.precision], draft.first[0][part][None]
         for i in range(k):
             self._control.check()
-            fine = draft.fine(i)
-            own_prior = None if seen_prior is None else seen_prior[i : i + 1]
-            planes = [draft.coarse[i : i + 1], fine] + ([] if own_prior is None else [own_prior])
-            inputs = [x.contiguous(memory_format=torch.channels_last) for x in planes]
+            give_back_memory()
+            planes = draft.fine(i)
+            inputs = [draft.coarse[i][coarse_view], planes[0][view]]
+            inputs += [] if seen_prior is None else [seen_prior[i][view]]
+            inputs = [x[None].contiguous(memory_format=torch.channels_last) for x in inputs]
+            own_prior = None if seen_prior is None else seen_prior[i][part][None]
+            planes = planes[0][part][None].clone()
             with torch.autocast(tile.hs.device.type, half or torch.bfloat16, enabled=half is not None):
-                output = self._run(inputs, origin).float()
+                output = self._run(inputs, origin, keep).float()
             del inputs
-            output = with_start(output, fine, self.model.start, first)
-            correction[i] = read_output(output, fine, own_prior)[0] * draft.unit[i]
+            output = with_start(output, planes, self.model.start, first)
+            correction[i] = read_output(output, planes, own_prior)[0] * draft.unit[i]
         # What was made up in gaps must not come back with what the sensor would see of it.
-        covered = tile.hs_mask[own[1:]].repeat_interleave(ratio, 0).repeat_interleave(ratio, 1)
-        return consistent(correction * (seen & covered), ratio, gain, self.closed.trust[:k])
+        covered = tile.hs_mask[core[1:]].repeat_interleave(ratio, 0).repeat_interleave(ratio, 1)
+        correction = consistent(correction * (seen & covered)[part[1:]], ratio, gain, self.closed.trust[:k])
+        return correction[within(own.rows, own.cols, (fine_made[0][0], fine_made[1][0]))]
 
-    def _run(self, inputs: list[Tensor], origin: tuple[int, int]) -> Tensor:
-        return self.model(*inputs)[0]
+    def _run(self, inputs: list[Tensor], origin: tuple[int, int], keep: Area | None = None) -> Tensor:
+        """Return the network's output, `[1, planes, rows, cols]`.
+
+        Args:
+            inputs: what it takes, beginning with the coarse planes.
+            origin: scene coordinates of the first fine pixel.
+            keep: rows and columns of the coarse planes whose output is wanted; None for all.
+        """
+        return kept(self.model(*inputs)[0], inputs[0], keep)
 
     def describe(self) -> dict[str, Any]:
         """Return which weights were used, what adaptation gained, and what the closed form found."""
@@ -292,8 +331,17 @@ class HyFusionMethod(LearnedFusion):
     network = hyfusion.HyFusion
     own_weights = "hyfusion"
 
-    def _run(self, inputs: list[Tensor], origin: tuple[int, int]) -> Tensor:
-        return self.model(*inputs, origin=origin)[0]
+    def _run(self, inputs: list[Tensor], origin: tuple[int, int], keep: Area | None = None) -> Tensor:
+        return kept(self.model(*inputs, origin=origin)[0], inputs[0], keep)
+
+
+def kept(output: Tensor, coarse: Tensor, keep: Area | None) -> Tensor:
+    """Return the part of a network's output `[1, planes, rows, cols]` that some of its coarse pixels cover."""
+    if keep is None:
+        return output
+    ratio = output.shape[-1] // coarse.shape[-1]
+    rows, cols = (slice(*fine(side, ratio)) for side in keep)
+    return output[..., rows, cols]
 
 
 def load_network(folder: Path, network: type[PretrainedModel]) -> tuple[PretrainedModel, int]:

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,6 +13,7 @@ from torch import Tensor
 from ..control import Control
 from ..scene import Scene, Tile
 from .base import FusionMethod
+from .context import seen_by
 from .gsa import GSA
 from .kernel_regression import KERNEL_COMPONENTS, KernelRegression
 from .learned_planes import (
@@ -87,32 +88,44 @@ class ClosedForm:
         """Return the closed form's result, `[bands, rows, cols]`."""
         return self.method.fuse(tile)
 
-    def completed(self, image: Tensor, tile: Tile, count: int) -> Tensor:
-        """Return the closed form's result, its coefficients from `count` on replaced by kernel regression's.
+    def estimated(self, tile: Tile, bands: Sequence[int] = ()) -> tuple[Tensor, Tensor]:
+        """Return the coefficients of the closed form's result, `[K, rows, cols]`, and some of its bands.
+
+        The result itself is never there as a whole: with hundreds of bands it would be what takes the memory.
+        """
+        return seen_by(self.method, self.subspace, tile, bands)
+
+    def regressed(self, tile: Tile) -> Tensor:
+        """Return all the coefficients that kernel regression gives, `[12 or the rank, rows, cols]`."""
+        return self.kernel.coefficients(tile, min(KERNEL_COMPONENTS, len(self.trust)))
+
+    def completion(self, estimate: Tensor, regressed: Tensor, ratio: int, count: int) -> Tensor:
+        """Return what to add to the coefficients from `count` on, to put kernel regression's in their place.
 
         Networks correct the first coefficients alone; of what is done to those after them, what the HS sensor would
         see is taken away.
 
         Args:
-            image: the closed form's result, `[bands, rows, cols]`, overwritten.
-            tile: of whole coarse pixels, that it was made of.
+            estimate: the closed form's coefficients on whole coarse pixels, `[K, rows, cols]`.
+            regressed: see `regressed`.
+            ratio: fine pixels per coarse pixel.
             count: coefficients to leave.
-        """
-        part = self.part(count, min(KERNEL_COMPONENTS, len(self.trust)))
-        kept = len(part.projector)
-        if not kept:
-            return image
-        found = self.kernel.coefficients(tile, count + kept)[count:]
-        trust = self.trust[count : count + kept]
-        change = consistent(found - part.coefficients(image), tile.ratio, self.mtf_gain, trust)
-        part.add_to(image, change)
-        return image
 
-    def other_coefficients(self, tile: Tile, count: int) -> list[Tensor]:
-        """Return the first coefficients of the other forms' results, each `[count, rows, cols]`."""
+        Returns:
+            `[coefficients regressed - count, rows, cols]`, of no coefficient at all where there are no more.
+        """
+        step = regressed[count:] - estimate[count : len(regressed)]
+        return consistent(step, ratio, self.mtf_gain, self.trust[count : len(regressed)])
+
+    def other_coefficients(self, tile: Tile, regressed: Tensor, count: int) -> list[Tensor]:
+        """Return the first coefficients of the other forms' results, each `[count, rows, cols]`.
+
+        Args:
+            tile: of whole coarse pixels.
+            regressed: see `regressed`; one of the other forms.
+        """
         part = self.part(0, count)
-        regressed = self.kernel.coefficients(tile, max(count, min(KERNEL_COMPONENTS, len(self.trust))))
-        found = {name: part.coefficients(other.fuse(tile)) for name, other in self.others.items()}
+        found = {name: seen_by(other, part, tile)[0] for name, other in self.others.items()}
         return [*({KERNEL_FORM: regressed[:count], **found}[name] for name in OTHER_FORMS)]
 
     def part(self, start: int, stop: int) -> Subspace:

@@ -105,10 +105,14 @@ class Subspace:
         parts = image.reshape(len(image), -1).split(CENTRED_AT_ONCE, dim=1)
         return torch.cat([projector @ (part - mean) for part in parts], dim=1).view(-1, *image.shape[1:])
 
-    def add_to(self, image: Tensor, coefficients: Tensor) -> None:
-        """Add what coefficients `[K, rows, cols]` mean in the bands to `[bands, rows, cols]`, in place."""
-        flat = image.view(len(image), -1)
-        flat.addmm_(self.basis.to(flat), coefficients.reshape(len(coefficients), -1))
+    def add_to(self, image: Tensor, coefficients: Tensor, bands: Sequence[int] | None = None) -> None:
+        """Add what coefficients `[K, rows, cols]` mean in the bands to `[bands, rows, cols]`, in place.
+
+        Args:
+            bands: which ones the image has; None for all.
+        """
+        basis = self.basis if bands is None else self.basis[list(bands)]
+        image.view(len(image), -1).addmm_(basis.to(image), coefficients.flatten(1))
 
 
 @dataclass

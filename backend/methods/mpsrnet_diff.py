@@ -16,6 +16,7 @@ from ..errors import ErrorCode, HyperSharpError
 from ..models.mpsrnet import MPSRNet
 from ..ops.selective_scan import KERNEL, scan_name
 from ..scene import Scene
+from .context import Area
 from .learned import CLOSED_FORM, PRIOR, LearnedFusion
 from .learned_planes import PRIOR_PLANES
 
@@ -116,8 +117,8 @@ class MPSRNetDiff(LearnedFusion):
             return None
         return prior_drawer(replace(TRAINING_PRIOR, weights=self.prior_settings.weights))
 
-    def _run(self, inputs: list[Tensor], origin: tuple[int, int]) -> Tensor:
-        return self.model(*inputs, origin=origin)[0]
+    def _run(self, inputs: list[Tensor], origin: tuple[int, int], keep: Area | None = None) -> Tensor:
+        return self.model(*inputs, origin=origin, keep=keep)[0]
 
     def describe(self) -> dict[str, Any]:
         """Return what both stages found, and which scan ran; the prior's data terms step by step under `prior`."""

@@ -28,6 +28,8 @@ CONV_SIDE = 7
 HEAD_START = 0.01
 """The last layers begin with weights of this standard deviation: a correction of (almost) nothing."""
 SCAN, CONV = "scan", "conv"
+Area = tuple[tuple[int, int], tuple[int, int]]
+"""Rows and columns of coarse pixels."""
 
 
 @dataclass(frozen=True)
@@ -289,6 +291,14 @@ class MPSRNet(PretrainedModel):
 
     def reach(self, ratio: int) -> int:
         """Return how many coarse pixels to each side a fine pixel depends on (scans without a span: all)."""
+        return self._reaches(ratio)[0]
+
+    def last_reach(self, ratio: int) -> int:
+        """Return on how many coarse pixels around the result the last step computes, the one that takes the memory."""
+        return self._reaches(ratio)[-1]
+
+    def _reaches(self, ratio: int) -> list[int]:
+        """Return for each step how many coarse pixels to each side the rest of the way depends on."""
         c = self.config
         convs = 1 + 2 * c.encoder_blocks + 2
         if c.mixer == CONV:
@@ -297,11 +307,13 @@ class MPSRNet(PretrainedModel):
             # The scans of a block share their cuts: together they reach over one piece.
             tokens = c.blocks * (1 + (c.scan_span or 1) - 1)
         pixels = convs + (tokens + 1) * c.patch - 1
-        total, size = 0.0, 1
-        for factor in self.factors(ratio):
-            total += BICUBIC_REACH / size + pixels / (size * factor)
-            size *= factor
-        return math.ceil(total) + 1
+        reaches, total = [], 0.0
+        size = math.prod(self.factors(ratio))
+        for factor in reversed(self.factors(ratio)):
+            total += pixels / size + BICUBIC_REACH / (size // factor)
+            size //= factor
+            reaches.insert(0, math.ceil(total) + 1)
+        return reaches
 
     def pixel_bytes(self, ratio: int) -> int:
         """Return the peak of working memory in inference, in float32, for each fine pixel of one sample."""
@@ -314,7 +326,12 @@ class MPSRNet(PretrainedModel):
         return 4 * (fine + token // c.patch**2)
 
     def forward(
-        self, hs: Tensor, guide: Tensor, prior: Tensor | None = None, origin: tuple[int, int] = (0, 0)
+        self,
+        hs: Tensor,
+        guide: Tensor,
+        prior: Tensor | None = None,
+        origin: tuple[int, int] = (0, 0),
+        keep: Area | None = None,
     ) -> tuple[Tensor, list[Tensor]]:
         """Fuse.
 
@@ -324,10 +341,12 @@ class MPSRNet(PretrainedModel):
             prior: `[batch, prior_bands, rows * ratio, cols * ratio]`; not looked at with `prior=False`.
             origin: scene coordinates of the guide's first pixel, a multiple of the ratio (tokens and pieces are
                 aligned to the scene, so that tiles fit together).
+            keep: rows and columns of `hs` whose result is wanted; None for all. Each step then works on what the
+                rest of the way depends on: the first ones, on few pixels, look farthest.
 
         Returns:
-            The result `[batch, out_bands, rows * ratio, cols * ratio]` and the results of every step, coarse to
-            fine, of which it is the last.
+            The result `[batch, out_bands, rows * ratio, cols * ratio]`, of the pixels to keep, and the results of
+            every step, coarse to fine, of which it is the last.
 
         Raises:
             ValueError: sizes that do not fit each other or the configured ratio, or a prior that is missing.
@@ -349,7 +368,17 @@ class MPSRNet(PretrainedModel):
         result = hs if self.full_band else hs.new_zeros(len(hs), c.out_bands or 0, *hs.shape[-2:])
         results: list[Tensor] = []
         size = 1
+        area = (0, hs.shape[-2]), (0, hs.shape[-1])
         for number, factor in enumerate(self.factors(ratio)):
+            if keep is not None:
+                needed = _grown(keep, self._reaches(ratio)[number], area)
+                hs, result = _cut(hs, area, needed, 1), _cut(result, area, needed, size)
+                finest = [_cut(x, area, needed, ratio) for x in finest]
+                origin = (
+                    origin[0] + (needed[0][0] - area[0][0]) * ratio,
+                    (origin[1] + (needed[1][0] - area[1][0]) * ratio),
+                )
+                area = needed
             size *= factor
             shape = hs.shape[-2] * size, hs.shape[-1] * size
             result = _enlarged(result, shape)
@@ -359,7 +388,23 @@ class MPSRNet(PretrainedModel):
             step = self.steps[min(number, len(self.steps) - 1)]
             result = result + step([refined, *others], place)
             results.append(result)
-        return result, results
+        if keep is not None:
+            results[-1] = _cut(result, area, keep, ratio)
+        return results[-1], results
+
+
+def _grown(area: Area, margin: int, limits: Area) -> Area:
+    """Return an area with so many pixels around it, within another."""
+    rows, cols = (
+        (max(part[0] - margin, most[0]), min(part[1] + margin, most[1])) for part, most in zip(area, limits)
+    )
+    return rows, cols
+
+
+def _cut(image: Tensor, area: Area, part: Area, size: int) -> Tensor:
+    """Return part of `[..., rows, cols]`, which covers an area of coarse pixels `size` of its own wide."""
+    rows, cols = (slice((p[0] - a[0]) * size, (p[1] - a[0]) * size) for p, a in zip(part, area))
+    return image[..., rows, cols]
 
 
 def _enlarged(x: Tensor, shape: tuple[int, int]) -> Tensor:

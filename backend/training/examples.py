@@ -81,11 +81,14 @@ def make_example(pair: TrainingPair, components: int, draw_prior: DrawPrior | No
     rows, cols = scene.shape
     tile = scene.tile((0, rows), (0, cols), closed.halo)
     k = min(components, len(closed.trust))
-    image = closed.completed(closed.image(tile), tile, k)
+    image, regressed = closed.image(tile), closed.regressed(tile)
     estimate = closed.subspace.coefficients(image)
+    change = closed.completion(estimate, regressed, scene.ratio, k)
+    estimate[k : k + len(change)] += change
+    closed.part(k, k + len(change)).add_to(image, change)
     coarse = closed.subspace.coefficients(tile.hs)
     guide = closed.registered(tile).guide
-    others = closed.other_coefficients(tile, k)
+    others = closed.other_coefficients(tile, regressed, k)
     planes = make_planes(estimate[:k], coarse, guide, others, statistics, scene.ratio, closed.mtf_gain)
     prior = None
     if draw_prior is not None:

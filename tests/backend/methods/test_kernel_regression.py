@@ -244,7 +244,7 @@ def test_tiles_do_not_show():
 def test_a_block_that_was_dropped_from_the_cache_comes_out_the_same(monkeypatch):
     _, scene = make_scene(rows=160)
     image = whole(fitted(scene))
-    monkeypatch.setattr(kernel_regression, "CACHE_BYTES", 0)
+    monkeypatch.setattr(kernel_regression, "TILE_CACHE_BYTES", 0)
     kernel = fitted(scene)
     assert torch.equal(whole(kernel), image) and len(kernel._cache) == 1
 

@@ -100,7 +100,10 @@ def test_the_stages_are_what_they_are_called(scene, options):
     assert torch.allclose(found["closed_form"], lmmse, atol=1e-3 * spread)
     rows, cols = ((0, n) for n in scene.shape)
     # The prior's base goes into what the network corrects.
-    corrected = method.closed.completed(lmmse, tile, method.components)
+    closed, k = method.closed, method.components
+    change = closed.completion(closed.subspace.coefficients(lmmse), closed.regressed(tile), 3, k)
+    corrected = lmmse.clone()
+    closed.part(k, k + len(change)).add_to(corrected, change)
     assert torch.allclose(found["prior"], method.prior.refine(corrected, rows, cols), atol=1e-3 * spread)
     assert torch.equal(found["fused"], method.fuse(tile))
     assert float((found["prior"] - lmmse).abs().max()) > 1e-2 * spread

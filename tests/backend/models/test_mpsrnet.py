@@ -128,6 +128,29 @@ def test_every_parameter_gets_a_gradient(mixer, ratio):
     assert all(torch.isfinite(p.grad).all() for p in model.parameters())
 
 
+@pytest.mark.parametrize(("ratio", "patch"), [(3, 1), (4, 2), (6, 2), (8, 1)])
+def test_what_is_kept_is_the_same_and_each_step_does_less(ratio, patch):
+    """Far from the pixels that are wanted only the first, coarse steps look; what is left out is never computed."""
+    config = replace(SUBSPACE, ratio=None, hs_bands=2, guide_bands=1, out_bands=1, prior_bands=1, width=4)
+    model = shaken(MPSRNet(replace(config, patch=patch, scan_span=3)), by=0.3)
+    reach, size = model.reach(ratio), 2 * model.reach(ratio) + 6
+    inputs = images(model.config, ratio, size, size + 3)
+    keep = (reach, reach + 5), (reach + 1, reach + 7)
+    part = (..., *(slice(a * ratio, b * ratio) for a, b in keep))
+    with torch.no_grad():
+        whole, every = model(*inputs, origin=(6 * ratio, 0))
+        kept, results = model(*inputs, origin=(6 * ratio, 0), keep=keep)
+        with MemoryWatch() as all_of_it:
+            model(*inputs)
+        with MemoryWatch() as some_of_it:
+            model(*inputs, keep=keep)
+    assert kept.shape[-2:] == (5 * ratio, 6 * ratio) and results[-1] is kept
+    assert torch.allclose(kept, whole[part], atol=1e-4 * float(whole.abs().max()))
+    assert len(results) == len(every) and 0 < model.last_reach(ratio) <= reach
+    if len(results) > 1:
+        assert model.last_reach(ratio) < reach and some_of_it.most < 0.8 * all_of_it.most
+
+
 def test_early_results_reach_the_loss_too():
     model = shaken(MPSRNet(replace(SUBSPACE, ratio=4)))
     _, results = model(*images(SUBSPACE, 4))

@@ -8,7 +8,7 @@ import torch
 from hypersharp.backend import device as devices
 from hypersharp.backend.control import Control
 from hypersharp.backend.errors import Cancelled, ErrorCode, HyperSharpError
-from hypersharp.backend.estimate import choose_tile
+from hypersharp.backend.estimate import BASE_MEMORY_BYTES, TileNeeds, choose_tile
 from hypersharp.backend.methods.learned import HyFusionMethod, S3RNet
 from hypersharp.backend.methods.lmmse import LMMSE
 from hypersharp.backend.models.hyfusion import HyFusion
@@ -201,27 +201,43 @@ def by_hand(attention, x, origin):
     return attention.project(out.transpose(1, 2).reshape(batch, rows, cols, width))
 
 
+def tile_for(bands, memory_gb, size=None, guide_bands=1, **needs):
+    return choose_tile(bands, guide_bands, memory_gb, TileNeeds(**needs), size)
+
+
 def test_tiles_with_context_are_as_large_as_memory_allows():
-    small, large = (choose_tile(100, 1, gb, context=100, pixel_bytes=2000) for gb in (1.0, 4.0))
+    small, large = (tile_for(100, gb, context=100, pixel_bytes=2000) for gb in (1.5, 4.0))
     assert small < large
-    for gb, side in ((1.0, small), (4.0, large)):
+    for gb, side in ((1.5, small), (4.0, large)):
         wide = side + 200
-        assert wide**2 * (2000 + 4 * 108) < gb * 2**30
+        assert wide**2 * (2000 + 32) + side**2 * 8 * 100 < gb * 2**30 - BASE_MEMORY_BYTES
     # A scene that fits is one tile, and not a larger one than it needs.
-    assert choose_tile(100, 1, 4.0, context=100, pixel_bytes=2000, size=(600, 600)) == 768
-    assert choose_tile(300, 1, 0.5, context=400, pixel_bytes=9000) == 128
+    assert tile_for(100, 4.0, (600, 600), context=100, pixel_bytes=2000) == 768
+    assert tile_for(300, 0.5, context=400, pixel_bytes=9000) == 128
     # A step that takes what it takes leaves less for the result beside it.
-    beside = [
-        choose_tile(100, 1, 4.0, 100, 2000, (600, 600), fixed_bytes=n) for n in (0, 2 * 10**8, 297 * 10**7)
-    ]
-    assert beside[0] == beside[1] == 768 and 128 < beside[2] < 768
+    one = {"context": 100, "pixel_bytes": 2000}
+    beside = [tile_for(100, 4.0, **one, fixed_bytes=n) for n in (0, 2 * 10**8, 32 * 10**8)]
+    assert beside[0] == beside[1] == 768 and 128 <= beside[2] < 768
     # Where the context covers the scene a smaller tile saves nothing.
-    assert choose_tile(235, 1, 1.0, context=372, pixel_bytes=2200, size=(720, 720)) == 512
-    # With many bands it is the images of tile and context that count, several at a time.
-    side = choose_tile(240, 1, 2.0, context=132, pixel_bytes=2800)
-    assert side == 384 and (side + 264) ** 2 * 4 * 240 * 2.75 < 0.8 * (2 * 2**30 - 450_000_000)
+    assert tile_for(235, 1.0, (720, 720), context=372, pixel_bytes=2200) >= 384
     assert choose_tile(100, 1, 2.0) == 256  # without context, as ever
-    assert choose_tile(100, 1, 4.0, context=300) > choose_tile(100, 1, 4.0, 300, fixed_bytes=3 * 10**9)
+    assert tile_for(100, 4.0, context=300) > tile_for(100, 4.0, context=300, fixed_bytes=3 * 10**9)
+
+
+def test_many_bands_count_for_the_tile_and_not_for_its_context():
+    """Of the context there are coefficients alone: what it takes does not grow with the bands."""
+    few, many = (tile_for(bands, 2.0, context=132, pixel_bytes=2800) for bands in (10, 240))
+    assert 256 <= many <= few
+    # The images of a tile with its context, several at a time, would not have left room for this one.
+    assert tile_for(480, 2.0, context=200, pixel_bytes=900) >= 256
+    assert 4 * 480 * 2.75 * (256 + 400) ** 2 > 2 * 2**30
+
+
+def test_what_is_needed_near_the_tile_alone_leaves_room_for_larger_ones():
+    far = tile_for(100, 2.0, context=300, pixel_bytes=2400)
+    near = tile_for(100, 2.0, context=300, pixel_bytes=900, inner_context=100, inner_bytes=1500)
+    same = tile_for(100, 2.0, context=300, pixel_bytes=900, inner_context=300, inner_bytes=1500)
+    assert near > far == same
 
 
 @pytest.mark.parametrize("window", [1, 5, 15])

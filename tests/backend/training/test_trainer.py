@@ -195,7 +195,7 @@ def test_a_network_can_take_over_another_form(cubes, index):
     tile = pair.scene.tile((0, rows), (0, cols), closed.halo)
     estimate = closed.subspace.coefficients(closed.image(tile))[:3]
     facts = component_statistics(pair.scene, closed.subspace, Control())
-    others = closed.other_coefficients(tile, 3)
+    others = closed.other_coefficients(tile, closed.regressed(tile), 3)
     wanted = coefficients_by(OTHER_FORMS[index], pair.scene, closed.subspace, 3)
     planes = make_planes(
         estimate, closed.subspace.coefficients(tile.hs), tile.guide, others, facts, 4, closed.mtf_gain
