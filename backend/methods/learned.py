@@ -196,19 +196,20 @@ class LearnedFusion(FusionMethod):
         k = min(self.components, len(closed.trust))
         regressed = closed.regressed(wide)
         change = closed.completion(estimate, regressed, tile.ratio, k)
-        estimate[k : k + len(change)] += change
         beyond = closed.part(k, k + len(change))
         beyond.add_to(fused, change[own])
+        estimate, regressed = estimate[:k].clone(), regressed[:k].clone()
         prior = None
         if self.prior is not None:
             beyond.add_to(base, change, self.prior.bands)
-            area = wide.rows, wide.cols
-            prior = self.prior.refined_coefficients(base, estimate, closed.subspace.projector, *area)
+            projector = closed.subspace.projector[:k]
+            prior = self.prior.refined_coefficients(base, estimate, projector, wide.rows, wide.cols)
             if tell is not None:
                 tell(PRIOR, self.prior.refine(fused, tile.rows, tile.cols))
         del change, base
         others = closed.other_coefficients(wide, regressed, k)
         self._control.check()
+        give_back_memory()
         correction = self.correct(tile, closed.registered(wide), estimate, others, prior)
         closed.part(0, len(correction)).add_to(fused, correction)
         return fused
@@ -229,7 +230,7 @@ class LearnedFusion(FusionMethod):
         Args:
             own: the tile.
             tile: the same with `context` around it, of whole coarse pixels, in register.
-            estimate: the closed form's coefficients on all of that, `[rank, rows, cols]`.
+            estimate: the closed form's coefficients on all of that, `[K or more, rows, cols]`.
             others: the other forms', each `[K, rows, cols]`.
             prior: the prior's, where the network takes one.
         """
