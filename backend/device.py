@@ -91,9 +91,10 @@ def inference_precision(device: torch.device, convolutional: bool = True) -> str
 
 
 def give_back_memory() -> None:
-    """Hand freed memory back to the system, where the C library keeps it (glibc: a third of what tiles take).
+    """Hand freed memory back to the system, where the C library (glibc) keeps it for later.
 
-    It takes milliseconds; elsewhere nothing happens.
+    Tiles need arrays of many sizes, and what lies free between them would count as used: docs/benchmarks.md. It takes
+    milliseconds; with other C libraries nothing happens.
     """
     trim = _malloc_trim()
     if trim is not None:

@@ -87,7 +87,7 @@ class _Kept:
     Rounding changes a coefficient by a 2048th of what it differs from the mean, at most.
 
     Attributes:
-        values: `[K, rows, cols]` float16, standardised.
+        values: `[K, rows, cols]` float16, standardised; float32 and as it is where it is the closed form's.
         centre, scale: `[K, 1, 1]`.
     """
 
@@ -96,11 +96,17 @@ class _Kept:
     scale: Tensor
 
     @classmethod
-    def of(cls, image: Tensor) -> _Kept:
+    def rounded(cls, image: Tensor) -> _Kept:
         """Return what is kept of `[K, rows, cols]`."""
         scale, centre = torch.std_mean(image, dim=(1, 2), keepdim=True, correction=0)
         scale = scale.clamp_min(1e-30)
         return cls(((image - centre) / scale).half(), centre, scale)
+
+    @classmethod
+    def as_it_is(cls, image: Tensor) -> _Kept:
+        """Return what is kept of the closed form's coefficients where nothing could be regressed."""
+        one = torch.ones((), device=image.device)
+        return cls(image.clone(), torch.zeros_like(one), one)
 
     def part(self, index: Window) -> Tensor:
         """Return some of it, float32."""
@@ -160,7 +166,8 @@ class KernelRegression:
             known *= min(size, BLOCK + 2 * MARGIN)
             fine *= min(size, BLOCK + 2 * (MARGIN + context)) * self.scene.ratio
         regressing = matrix_bytes(KERNEL_COMPONENTS, known) + fine * self.model.pixel_bytes
-        return max(regressing, STRIP_COPIES * STRIP_BYTES)
+        image = 4 * self.scene.hs.bands * math.prod(self.scene.shape)
+        return max(regressing, STRIP_COPIES * min(STRIP_BYTES, image))
 
     @property
     def _reach(self) -> float:
@@ -208,7 +215,7 @@ class KernelRegression:
             self._cache.move_to_end(key)
             return self._cache[key]
         self.control.check()
-        found = _Kept.of(self._solve(count, block))
+        found = self._solve(count, block)
         give_back_memory()
         self._cache[key] = found
         held = sum(kept.values.nbytes for kept in self._cache.values())
@@ -217,18 +224,18 @@ class KernelRegression:
         return found
 
     @torch.no_grad()
-    def _solve(self, count: int, block: Area) -> Tensor:
+    def _solve(self, count: int, block: Area) -> _Kept:
         made, estimate, window = self.block(count, block)
         area = [_predicted(b, s, self.scene.ratio) for b, s in zip(block, self.scene.coarse_shape)]
         rows, cols = (slice(a[0] - w[0], a[1] - w[0]) for a, w in zip(area, window))
         own = estimate[:, rows, cols]
         if made is None:
-            return own
+            return _Kept.as_it_is(own)
         found = regress_area(self.model, made, rows, cols, self.control.check)
         if found is None or not bool(torch.isfinite(found).all()):
-            return own
+            return _Kept.as_it_is(own)
         found = made.centre[:, None, None] + made.scale[:, None, None] * found
-        return torch.where(made.known[rows, cols], found, own)
+        return _Kept.rounded(torch.where(made.known[rows, cols], found, own))
 
     def block(self, count: int, block: Area) -> tuple[KernelBlock | None, Tensor, Area]:
         """Return what the regression of a block sees (None where too little is valid).

@@ -291,11 +291,23 @@ def test_gaps_stay_local_and_finite():
     assert float((difference / span)[0]) < 0.2
 
 
+def test_what_is_kept_is_rounded_by_as_much_as_it_says():
+    torch.manual_seed(0)
+    image = 1e5 + torch.randn(3, 40, 50) * torch.tensor([1.0, 300.0, 1e4])[:, None, None]
+    image[0, 0, 0] += 60  # far beyond the others
+    image[2] = 7.0
+    kept = kernel_regression._Kept.rounded(image)
+    away = (image - image.mean(dim=(1, 2), keepdim=True)).abs()
+    assert kept.values.dtype == torch.float16
+    error = (kept.part((slice(None), slice(3), slice(None))) - image[:, :3]).abs()
+    assert bool((error <= away[:, :3] / 2048 + 0.02).all()) and float(error.max()) > 0
+
+
 def test_where_too_little_is_valid_the_closed_form_stands():
     _, scene = make_scene(gap=(slice(0, 84), slice(None)))
     kernel = fitted(scene)
     assert kernel.block(3, ((0, 8), (0, 8)))[0] is None
-    found = kernel._solve(3, ((0, 8), (0, 8)))
+    found = kernel._solve(3, ((0, 8), (0, 8))).part((slice(None), slice(None), slice(None)))
     tile = scene.tile((0, 44), (0, 44), kernel.closed.halo)
     closed = kernel.subspace.coefficients(kernel.closed.fuse(tile))[:3]
     assert torch.allclose(found, closed, atol=1e-4 * float(closed.abs().max() + 1))

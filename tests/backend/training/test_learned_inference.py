@@ -103,6 +103,20 @@ def test_precision_is_chosen_by_the_device_and_told(tmp_path, monkeypatch):
         S3RNet({"precision": "double"})
 
 
+def test_freed_memory_is_handed_back_where_that_can_be_asked_for(monkeypatch):
+    asked = []
+    monkeypatch.setattr(devices, "_malloc_trim", lambda: asked.append)
+    devices.give_back_memory()
+    assert asked == [0]
+    monkeypatch.setattr(devices, "_malloc_trim", lambda: None)
+    devices.give_back_memory()
+    monkeypatch.undo()
+    devices._malloc_trim.cache_clear()
+    monkeypatch.setattr(devices.sys, "platform", "win32")
+    assert devices._malloc_trim() is None
+    devices._malloc_trim.cache_clear()
+
+
 @pytest.fixture
 def files(tmp_path):
     from hypersharp.backend.degradation import degrade
