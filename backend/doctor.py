@@ -22,7 +22,11 @@ from .diffusion.cache_folder import cache_use
 from .errors import EXIT_DONE
 from .ops.selective_scan import scan_name
 
-PACKAGES = ("torch", "numpy", "scipy", "rasterio", "matplotlib", "jinja2", "diffusers", "mamba-ssm", "triton")
+REQUIRED_PACKAGES = (
+    "torch", "numpy", "scipy", "rasterio", "matplotlib", "jinja2", "psutil", "tqdm", "safetensors", "diffusers",
+    "PyWavelets", "h5py",
+)  # fmt: skip
+PACKAGES = (*REQUIRED_PACKAGES, "mamba-ssm", "triton")
 
 
 def diagnose() -> dict[str, Any]:

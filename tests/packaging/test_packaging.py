@@ -72,6 +72,9 @@ def test_users_are_told_of_every_package_that_is_needed():
     page = (ROOT / "resources" / "help" / "index.html").read_text(encoding="utf-8").lower()
     command = page.partition("-m pip install ")[2].partition("</code>")[0].replace("\\", " ")
     assert set(command.split()) == wanted
+    from hypersharp.backend.doctor import REQUIRED_PACKAGES
+
+    assert {name.lower() for name in REQUIRED_PACKAGES} == wanted
 
 
 def test_every_package_is_listed():
