@@ -28,6 +28,10 @@ TILE_CACHE_BYTES = 96 * 2**20
 """What such a method may keep from tile to tile."""
 NETWORK_PIXEL_BYTES = 2000
 """Working memory of a network for each pixel, in bytes; tiles keep it to the bound."""
+PLANES_PIXEL_BYTES = 900
+"""The part of it that is needed on all of a tile's context, not only where the network runs."""
+CONTEXT_COST = 0.15
+"""Share of a learned method's time that its planes take, and that its network takes: what tiles compute again."""
 ADAPT_START_SECONDS = 4.0
 """What adaptation takes beside its steps: making the pair one scale down, and validating on it."""
 BASE_MEMORY_BYTES = 450_000_000
@@ -142,6 +146,18 @@ def _tile_with_context(
     return min(sides, key=computed)
 
 
+def _times_computed(
+    bands: int, guide_bands: int, memory_gb: float, size: tuple[int, int], ratio: int, reach: tuple[int, int]
+) -> float:
+    """Return how much longer a network takes by tiles, which compute their contexts too, than in one piece."""
+    wide, inner = (coarse * ratio for coarse in reach)
+    needs = TileNeeds(wide, PLANES_PIXEL_BYTES, inner, NETWORK_PIXEL_BYTES - PLANES_PIXEL_BYTES)
+    side = choose_tile(bands, guide_bands, memory_gb, needs, size)
+    pixels = max(1, size[0] * size[1])
+    again = sum(_widened(size[0], side, c) * _widened(size[1], side, c) / pixels - 1 for c in (wide, inner))
+    return 1 + CONTEXT_COST * again
+
+
 def _widened(length: int, side: int, context: int) -> int:
     """Return the sum over the tiles along an axis of their lengths with context."""
     whole, rest = divmod(length, side)
@@ -160,6 +176,7 @@ def estimate(
     assess: bool = True,
     ratio: int = 0,
     network_seconds: float = 0.0,
+    network_reach: tuple[int, int] = (0, 0),
     adapt_steps: int = 0,
     adapt_seconds: float = 0.0,
 ) -> Estimate:
@@ -171,7 +188,7 @@ def estimate(
         bands, rows, cols, dtype: of the result.
         guide_bands: of the guide.
         memory_gb: bound of working memory in GiB.
-        relative_cost, network_seconds, adapt_seconds: of the method (`registry.MethodInfo`).
+        relative_cost, network_seconds, network_reach, adapt_seconds: of the method (`registry.MethodInfo`).
         assess: indices are computed, for which a method is fitted and run again one scale (`ratio`) down.
         ratio: of the pixel sizes.
         adapt_steps: training steps on the pair.
@@ -184,6 +201,8 @@ def estimate(
     memory = min(memory, int(memory_gb * 2**30))
     seconds = START_SECONDS + relative_cost * values / VALUES_PER_SECOND_GSA
     network = network_seconds * rows * cols / 1e6
+    if ratio:
+        network *= _times_computed(bands, guide_bands, memory_gb, (rows, cols), ratio, network_reach)
     network += ADAPT_START_SECONDS + adapt_steps * adapt_seconds if adapt_steps else 0.0
     if assess:
         seconds += values / VALUES_PER_SECOND_ASSESSED

@@ -64,6 +64,8 @@ class MethodInfo:
         relative_cost: time per output value relative to `gsa`, for estimates.
         network_seconds: what a network takes beyond that for each megapixel of the result, whatever its bands, on
             two CPU cores (.ci/learned_bench.py).
+        network_reach: coarse pixels around a tile on which its planes are made, and those on which it runs, at
+            usual ratios.
         adapt_seconds: a step of adaptation on two CPU cores.
         options: what people may choose.
     """
@@ -79,6 +81,7 @@ class MethodInfo:
     needs_weights: bool = False
     relative_cost: float = 1.0
     network_seconds: float = 0.0
+    network_reach: tuple[int, int] = (0, 0)
     adapt_seconds: float = 0.0
     options: tuple[MethodOption, ...] = ()
 
@@ -268,6 +271,7 @@ METHODS: dict[str, MethodInfo] = {
             needs_weights=True,
             relative_cost=2.5,
             network_seconds=110.0,
+            network_reach=(24, 16),
             adapt_seconds=0.3,
         ),
         MethodInfo(
@@ -280,6 +284,7 @@ METHODS: dict[str, MethodInfo] = {
             needs_weights=True,
             relative_cost=2.5,
             network_seconds=105.0,
+            network_reach=(24, 16),
             adapt_seconds=0.15,
         ),
         MethodInfo(
@@ -292,6 +297,7 @@ METHODS: dict[str, MethodInfo] = {
             needs_weights=True,
             relative_cost=2.5,
             network_seconds=110.0,
+            network_reach=(24, 16),
             adapt_seconds=0.3,
         ),
         MethodInfo(
@@ -304,6 +310,7 @@ METHODS: dict[str, MethodInfo] = {
             needs_weights=True,
             relative_cost=2.5,
             network_seconds=127.0,
+            network_reach=(40, 32),
             adapt_seconds=0.5,
         ),
         MethodInfo(
@@ -317,6 +324,7 @@ METHODS: dict[str, MethodInfo] = {
             needs_weights=True,
             relative_cost=2.5,
             network_seconds=170.0,
+            network_reach=(62, 20),
             adapt_seconds=1.0,
             options=(
                 MethodOption(

@@ -82,6 +82,7 @@ class PairFacts:
             assess,
             self.ratio,
             info.network_seconds * registry.network_times(info, parameters or {}),
+            info.network_reach,
             adapt_steps if info.needs_weights else 0,
             info.adapt_seconds,
         )

@@ -126,16 +126,11 @@ class LearnedFusion(FusionMethod):
             )
         self.prior = self.draw_prior(scene, control)
         ratio = scene.ratio
-        psf = math.ceil(psf_reach(ratio, self.closed.mtf_gain) / ratio)
-        self.low_pass = psf + INTERPOLATION_REACH
-        around = math.ceil(SURROUNDINGS // 2 / ratio)
-        # From the outside in: the planes' low-pass and surroundings, the network, the consistency step.
-        self.context = 2 * self.low_pass + around + self.model.reach(ratio) + 1
+        self.low_pass, self.context, self.inner_context = contexts(self.model, ratio, self.closed.mtf_gain)
         self.halo = self.closed.halo + self.context
         planes = PLANE_COPIES * FINE_PLANES + self.components * DRAFT_PLANES + KERNEL_COMPONENTS
         self.pixel_bytes = math.ceil(4 * (planes + COARSE_COPIES * scene.hs.bands / ratio**2))
         self.inner_bytes = self.model.pixel_bytes(ratio)
-        self.inner_context = self.low_pass + self.model.last_reach(ratio)
         self.fixed_bytes = self.closed.kernel.block_bytes
 
     def _fit_full_band(self, folder: Path, scene: Scene, control: Control) -> None:
@@ -334,6 +329,16 @@ class HyFusionMethod(LearnedFusion):
 
     def _run(self, inputs: list[Tensor], origin: tuple[int, int], keep: Area | None = None) -> Tensor:
         return kept(self.model(*inputs, origin=origin)[0], inputs[0], keep)
+
+
+def contexts(model: PretrainedModel, ratio: int, mtf_gain: float) -> tuple[int, int, int]:
+    """Return coarse pixels around a tile: what a low-pass looks at, all the context, and that of a network's last step.
+
+    From the outside in it is the planes' low-pass and surroundings, the network, the consistency step.
+    """
+    low_pass = math.ceil(psf_reach(ratio, mtf_gain) / ratio) + INTERPOLATION_REACH
+    around = math.ceil(SURROUNDINGS // 2 / ratio)
+    return low_pass, 2 * low_pass + around + model.reach(ratio) + 1, low_pass + model.last_reach(ratio)
 
 
 def kept(output: Tensor, coarse: Tensor, keep: Area | None) -> Tensor:

@@ -8,14 +8,17 @@ import torch
 from hypersharp.backend import device as devices
 from hypersharp.backend.control import Control
 from hypersharp.backend.errors import Cancelled, ErrorCode, HyperSharpError
-from hypersharp.backend.estimate import BASE_MEMORY_BYTES, TileNeeds, choose_tile
-from hypersharp.backend.methods.learned import HyFusionMethod, S3RNet
+from hypersharp.backend.estimate import BASE_MEMORY_BYTES, TileNeeds, choose_tile, estimate
+from hypersharp.backend.methods.learned import HyFusionMethod, S3RNet, contexts
 from hypersharp.backend.methods.lmmse import LMMSE
 from hypersharp.backend.models.hyfusion import HyFusion
 from hypersharp.backend.models.mbfn import MBFN
+from hypersharp.backend.models.pretrained import from_pretrained
 from hypersharp.backend.models.ssawb import window_mean
 from hypersharp.backend.models.swin import WindowAttention
 from hypersharp.backend.pipeline import fuse
+from hypersharp.backend.registry import METHODS
+from hypersharp.backend.weights import find_weights
 
 from .test_learned_method import SMALL_HYFUSION, SMALL_MBFN, fused, make_scene, weights
 from .test_run import raster
@@ -252,6 +255,32 @@ def test_what_is_needed_near_the_tile_alone_leaves_room_for_larger_ones():
     near = tile_for(100, 2.0, context=300, pixel_bytes=900, inner_context=100, inner_bytes=1500)
     same = tile_for(100, 2.0, context=300, pixel_bytes=900, inner_context=300, inner_bytes=1500)
     assert near > far == same
+
+
+@pytest.mark.parametrize("method", ["s3rnet", "csakd", "hyfusion", "mpsrnet-diff"])
+def test_time_estimates_know_about_how_far_a_network_looks(method):
+    info = METHODS[method]
+    model = from_pretrained(find_weights(method))
+    for ratio in (3, 4, 6):
+        for known, told in zip(contexts(model, ratio, 0.3)[1:], info.network_reach):
+            assert told / 1.7 < known < told * 1.7
+    small, large = (
+        estimate(
+            235, 1, side, side, assess=False, ratio=6, network_seconds=100.0, network_reach=info.network_reach
+        ).seconds
+        for side in (720, 1440)
+    )
+    assert large > 4.3 * small  # tiles compute their contexts again
+
+
+def test_a_scene_of_one_tile_takes_what_its_pixels_take():
+    plain = estimate(50, 1, 300, 300, assess=False, ratio=4, network_seconds=100.0).seconds
+    assert (
+        plain
+        == estimate(
+            50, 1, 300, 300, assess=False, ratio=4, network_seconds=100.0, network_reach=(60, 20)
+        ).seconds
+    )
 
 
 @pytest.mark.parametrize("window", [1, 5, 15])
