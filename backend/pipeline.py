@@ -20,7 +20,7 @@ from .control import Control
 from .degradation import Range, fill_invalid
 from .device import choose_device, is_out_of_memory
 from .errors import ErrorCode, HyperSharpError
-from .estimate import BYTES, TileNeeds, cache_bytes, choose_tile
+from .estimate import BYTES, cache_bytes, choose_tile
 from .io.raster import source_path
 from .io.writer import FusedWriter, check_output, default_nodata, partial_output
 from .job import COMPRESSIONS, DTYPES, AssessJob, FuseJob
@@ -232,15 +232,9 @@ def write_fused(
     """
     grid, hs = pair.grid, pair.hs
     nodata = hs.nodata if hs.nodata is not None or not pair.may_be_masked else default_nodata(dtype)
-    needs = TileNeeds(
-        (method.context if method.pixel_bytes else method.halo) * grid.ratio,
-        method.pixel_bytes,
-        method.inner_context * grid.ratio,
-        method.inner_bytes,
-        method.fixed_bytes,
+    side = job.tile or choose_tile(
+        hs.count, pair.scene.guide.bands, job.memory_gb, method.tile_needs(grid.ratio), grid.output_shape
     )
-    bands = hs.count, pair.scene.guide.bands
-    side = job.tile or choose_tile(*bands, job.memory_gb, needs, grid.output_shape)
     windows = tile_windows(grid.rows, grid.cols, side)
     with (
         rasterio.Env(GDAL_CACHEMAX=cache_bytes(job.memory_gb)),

@@ -231,6 +231,23 @@ class Tile:
         return self._lowpass[mtf_gain]
 
 
+def tile_support(
+    area: Range, ratio: int, coarse_size: int, halo: int, mtf_gain: float
+) -> tuple[Range, Range]:
+    """Return the coarse and the fine pixels along an axis that fusing the fine pixels `area` looks at.
+
+    Args:
+        area: fine pixels of the scene.
+        ratio: fine pixels per coarse pixel.
+        coarse_size: of the scene.
+        halo: coarse pixels around the area that the method's values depend on.
+        mtf_gain: the HS sensor's, at Nyquist.
+    """
+    coarse = coarse_support(area, ratio, coarse_size, max(halo, INTERPOLATION_REACH) + FILL_REACH)
+    # Decimating the guide onto the outermost of these coarse pixels looks further by the PSF.
+    return coarse, fine_support(coarse, ratio, coarse_size * ratio, mtf_gain)
+
+
 class Scene:
     """A pair ready to be fused.
 
@@ -284,12 +301,8 @@ class Scene:
             halo: coarse pixels around the tile that the method's values depend on.
         """
         ratio, (height, width) = self.ratio, self.coarse_shape
-        reach = max(halo, INTERPOLATION_REACH) + FILL_REACH
-        coarse_rows = coarse_support(rows, ratio, height, reach)
-        coarse_cols = coarse_support(cols, ratio, width, reach)
-        # Decimating the guide onto the outermost of these coarse pixels looks further by the PSF.
-        fine_rows = fine_support(coarse_rows, ratio, height * ratio, self.mtf_hs)
-        fine_cols = fine_support(coarse_cols, ratio, width * ratio, self.mtf_hs)
+        coarse_rows, fine_rows = tile_support(rows, ratio, height, halo, self.mtf_hs)
+        coarse_cols, fine_cols = tile_support(cols, ratio, width, halo, self.mtf_hs)
         hs, hs_mask = (t.to(self.device) for t in self.hs.read(coarse_rows, coarse_cols))
         guide, guide_mask = (t.to(self.device) for t in self.guide.read(fine_rows, fine_cols))
         return Tile(

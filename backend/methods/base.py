@@ -12,6 +12,7 @@ from torch import Tensor
 from ..control import Control
 from ..degradation import INTERPOLATION_REACH
 from ..errors import ErrorCode, HyperSharpError
+from ..estimate import TileNeeds
 from ..scene import Scene, Tile
 
 
@@ -67,6 +68,16 @@ class FusionMethod(Configured, ABC):
     where they differ from a classical method's."""
     watch: Callable[[Tile, str, Tensor], None] | None = None
     """Told, for each tile that is fused, of what a stage of `stage_names` made of it, `[bands, rows, cols]`."""
+
+    def tile_needs(self, ratio: int) -> TileNeeds:
+        """Return what choosing a tile's size depends on; `ratio`: fine pixels per coarse pixel."""
+        return TileNeeds(
+            (self.context if self.pixel_bytes else self.halo) * ratio,
+            self.pixel_bytes,
+            self.inner_context * ratio,
+            self.inner_bytes,
+            self.fixed_bytes,
+        )
 
     @abstractmethod
     def fit(self, scene: Scene, control: Control) -> None:

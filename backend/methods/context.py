@@ -9,8 +9,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ..degradation import INTERPOLATION_REACH, Range, coarse_support, fine_support
-from ..scene import FILL_REACH, Tile
+from ..degradation import Range, coarse_support
+from ..scene import Tile, tile_support
 from .base import FusionMethod
 from .learned_planes import Subspace
 
@@ -38,11 +38,6 @@ def widened(tile: Tile, margin: int) -> Tile:
     return replace(tile, rows=fine_rows, cols=fine_cols, mask=mask.to(tile.hs.device), _lowpass={})
 
 
-def strip_rows(bands: int, cols: int, ratio: int) -> int:
-    """Return how many fine rows a strip has, a multiple of the ratio."""
-    return max(1, STRIP_BYTES // (4 * bands * cols * ratio)) * ratio
-
-
 def strips(tile: Tile, halo: int) -> Iterator[tuple[Range, Tile]]:
     """Cut a tile of whole coarse pixels into strips of all its columns, so that an image of one is small.
 
@@ -53,19 +48,19 @@ def strips(tile: Tile, halo: int) -> Iterator[tuple[Range, Tile]]:
     Yields:
         A strip's rows, counted from the tile's first, and the strip, a tile with no more context than it needs.
     """
-    ratio = tile.ratio
-    step = strip_rows(len(tile.hs), tile.cols[1] - tile.cols[0], ratio)
+    coarse_row = 4 * len(tile.hs) * (tile.cols[1] - tile.cols[0]) * tile.ratio
+    step = max(1, STRIP_BYTES // coarse_row) * tile.ratio
     for start in range(*tile.rows, step):
         rows = start, min(start + step, tile.rows[1])
         yield (rows[0] - tile.rows[0], rows[1] - tile.rows[0]), narrowed(tile, rows, halo)
 
 
-def seen_by(
+def coefficients_by_strips(
     form: FusionMethod, basis: Subspace, tile: Tile, bands: Sequence[int] = ()
 ) -> tuple[Tensor, Tensor]:
     """Return coefficients of a method's result on a tile of whole coarse pixels, and some of its bands.
 
-    Strip by strip: the result itself is never there as a whole.
+    The result itself is never there as a whole: with hundreds of bands it would be what takes the memory.
 
     Args:
         form: fitted.
@@ -88,11 +83,8 @@ def seen_by(
 
 def narrowed(tile: Tile, rows: Range, halo: int) -> Tile:
     """Return some rows of a tile, with the context above and below that a method of this halo depends on."""
-    ratio, height = tile.ratio, tile.scene_coarse[0]
-    coarse = coarse_support(rows, ratio, height, max(halo, INTERPOLATION_REACH) + FILL_REACH)
-    coarse = max(coarse[0], tile.coarse_rows[0]), min(coarse[1], tile.coarse_rows[1])
-    fine = fine_support(coarse, ratio, height * ratio, tile.mtf_hs)
-    fine = max(fine[0], tile.fine_rows[0]), min(fine[1], tile.fine_rows[1])
+    coarse, fine = tile_support(rows, tile.ratio, tile.scene_coarse[0], halo, tile.mtf_hs)
+    coarse, fine = _common(coarse, tile.coarse_rows), _common(fine, tile.fine_rows)
     own, low, high = (
         slice(part[0] - whole[0], part[1] - whole[0])
         for part, whole in ((rows, tile.rows), (coarse, tile.coarse_rows), (fine, tile.fine_rows))
@@ -132,13 +124,17 @@ def coarse_around(tile: Tile, margin: int, limits: Tile) -> Area:
     wanted = [
         (coarse_support(own, tile.ratio, n, margin), _coarse(most, tile.ratio)) for own, most, n in sides
     ]
-    rows, cols = ((max(a[0], b[0]), min(a[1], b[1])) for a, b in wanted)
+    rows, cols = (_common(*both) for both in wanted)
     return rows, cols
 
 
-def fine(coarse: Range, ratio: int) -> Range:
+def fine_range(coarse: Range, ratio: int) -> Range:
     """Return the fine pixels of a range of coarse ones."""
     return coarse[0] * ratio, coarse[1] * ratio
+
+
+def _common(one: Range, other: Range) -> Range:
+    return max(one[0], other[0]), min(one[1], other[1])
 
 
 def _coarse(area: Range, ratio: int) -> Range:

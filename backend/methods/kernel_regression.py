@@ -43,7 +43,7 @@ from ..models.kernel_features import KernelFeatures
 from ..models.pretrained import from_pretrained
 from ..scene import MomentAccumulator, Scene, Tile
 from ..weights import SHIPPED
-from .context import STRIP_BYTES, STRIP_COPIES, Area, Window, inner, seen_by
+from .context import STRIP_BYTES, STRIP_COPIES, Area, Window, coefficients_by_strips, inner
 from .injection import ridge_solve
 from .kernel_block import KernelBlock, matrix_bytes, regress_area
 from .learned_planes import LIMIT, MANY_BANDS, ComponentStatistics, Subspace, expanded
@@ -257,7 +257,7 @@ class KernelRegression:
             for d, s in zip(data, shape)
         ]
         tile = scene.tile(window[0], window[1], self.closed.halo)
-        all_estimates, _ = seen_by(self.closed, self.subspace, tile)
+        all_estimates, _ = coefficients_by_strips(self.closed, self.subspace, tile)
         top, left = tile.rows[0] - tile.fine_rows[0], tile.cols[0] - tile.fine_cols[0]
         guide = tile.guide_core
         seen = tile.guide_mask[top : top + guide.shape[1], left : left + guide.shape[2]]

@@ -24,7 +24,7 @@ from .base import FusionMethod
 from .context import (
     Area,
     coarse_around,
-    fine,
+    fine_range,
     inner,
     narrowed,
     widened,
@@ -247,7 +247,7 @@ class LearnedFusion(FusionMethod):
         made = coarse_around(own, self.low_pass, tile)
         looked = coarse_around(own, self.low_pass + max(0, self.model.reach(ratio)), tile)
         start = tile.rows[0], tile.cols[0]
-        fine_made, fine_looked = (tuple(fine(side, ratio) for side in area) for area in (made, looked))
+        fine_made, fine_looked = (tuple(fine_range(side, ratio) for side in area) for area in (made, looked))
         part, view = within(*fine_made, start), within(*fine_looked, start)
         coarse_view = within(*looked, (start[0] // ratio, start[1] // ratio))
         origin = fine_looked[0][0], fine_looked[1][0]
@@ -346,7 +346,7 @@ def kept(output: Tensor, coarse: Tensor, keep: Area | None) -> Tensor:
     if keep is None:
         return output
     ratio = output.shape[-1] // coarse.shape[-1]
-    rows, cols = (slice(*fine(side, ratio)) for side in keep)
+    rows, cols = (slice(*fine_range(side, ratio)) for side in keep)
     return output[..., rows, cols]
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..control import Control
 from ..scene import Scene, Tile
 from .base import FusionMethod
-from .context import seen_by
+from .context import coefficients_by_strips
 from .gsa import GSA
 from .kernel_regression import KERNEL_COMPONENTS, KernelRegression
 from .learned_planes import (
@@ -89,11 +89,8 @@ class ClosedForm:
         return self.method.fuse(tile)
 
     def estimated(self, tile: Tile, bands: Sequence[int] = ()) -> tuple[Tensor, Tensor]:
-        """Return the coefficients of the closed form's result, `[K, rows, cols]`, and some of its bands.
-
-        The result itself is never there as a whole: with hundreds of bands it would be what takes the memory.
-        """
-        return seen_by(self.method, self.subspace, tile, bands)
+        """Return the coefficients of the closed form's result and some bands of it; see `coefficients_by_strips`."""
+        return coefficients_by_strips(self.method, self.subspace, tile, bands)
 
     def regressed(self, tile: Tile) -> Tensor:
         """Return all the coefficients that kernel regression gives, `[12 or the rank, rows, cols]`."""
@@ -123,9 +120,10 @@ class ClosedForm:
         Args:
             tile: of whole coarse pixels.
             regressed: see `regressed`; one of the other forms.
+            count: how many.
         """
         part = self.part(0, count)
-        found = {name: seen_by(other, part, tile)[0] for name, other in self.others.items()}
+        found = {name: coefficients_by_strips(other, part, tile)[0] for name, other in self.others.items()}
         return [*({KERNEL_FORM: regressed[:count], **found}[name] for name in OTHER_FORMS)]
 
     def part(self, start: int, stop: int) -> Subspace:

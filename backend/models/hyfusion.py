@@ -126,10 +126,6 @@ class HyFusion(PretrainedModel):
         fine = math.ceil((depth * block + 2) / ratio)
         return max(coarse, fine) + math.ceil((block + 4) / ratio) + 1
 
-    def last_reach(self, ratio: int) -> int:
-        """Return on how many coarse pixels around the result it computes at the fine resolution."""
-        return self.reach(ratio)
-
     def pixel_bytes(self, ratio: int) -> int:
         """Return the peak of working memory in inference, in float32, for each fine pixel of one sample."""
         c = self.config

@@ -106,10 +106,6 @@ class MBFN(PretrainedModel):
         # 2 for the bicubic reduction of the guide, 1 for rounding.
         return max(coarse + 2, math.ceil(fine / ratio)) + math.ceil((self.fuser.reach + 2) / ratio) + 1
 
-    def last_reach(self, ratio: int) -> int:
-        """Return on how many coarse pixels around the result it computes at the fine resolution."""
-        return self.reach(ratio)
-
     def pixel_bytes(self, ratio: int) -> int:
         """Return the peak of working memory in inference, in float32, for each fine pixel of one sample."""
         c = self.config

@@ -294,7 +294,7 @@ class MPSRNet(PretrainedModel):
         return self._reaches(ratio)[0]
 
     def last_reach(self, ratio: int) -> int:
-        """Return on how many coarse pixels around the result the last step computes, the one that takes the memory."""
+        """Return on how many coarse pixels around the result the last step computes, which takes the memory."""
         return self._reaches(ratio)[-1]
 
     def _reaches(self, ratio: int) -> list[int]:

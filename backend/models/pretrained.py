@@ -58,6 +58,14 @@ class PretrainedModel(nn.Module):
         shape = getattr(config, "start", ())
         self.register_buffer("start", torch.zeros(shape) if shape else None)
 
+    def reach(self, ratio: int) -> int:
+        """Return how many coarse pixels to each side a fine pixel of the result depends on."""
+        raise NotImplementedError
+
+    def last_reach(self, ratio: int) -> int:
+        """Return on how many coarse pixels around the result it computes at the fine resolution."""
+        return self.reach(ratio)
+
     def parameter_count(self) -> int:
         """Return the number of trainable parameters."""
         return sum(p.numel() for p in self.parameters())

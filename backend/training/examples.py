@@ -84,7 +84,6 @@ def make_example(pair: TrainingPair, components: int, draw_prior: DrawPrior | No
     image, regressed = closed.image(tile), closed.regressed(tile)
     estimate = closed.subspace.coefficients(image)
     change = closed.completion(estimate, regressed, scene.ratio, k)
-    estimate[k : k + len(change)] += change
     closed.part(k, k + len(change)).add_to(image, change)
     coarse = closed.subspace.coefficients(tile.hs)
     guide = closed.registered(tile).guide

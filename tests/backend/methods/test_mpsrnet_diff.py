@@ -235,11 +235,11 @@ def test_a_cancel_is_heard_within_a_tile_of_the_denoiser(scene, options, monkeyp
     assert len(calls) == 3
 
 
-def test_memory_counts_the_prior(scene, options):
+def test_memory_counts_the_prior(scene, options, tmp_path):
     method = fitted(scene, options)
-    components, rank = method.components, 3
-    without = method.pixel_bytes - 4 * (components * PRIOR_PLANES + 2 * rank)
-    assert without > 0 and len(method.prior.bands) == rank
+    without = fitted(scene, {**options, "weights": network(tmp_path / "alone", takes_prior=False)})
+    assert without.prior is None and len(method.prior.bands) == 3
+    assert method.pixel_bytes - without.pixel_bytes == 4 * (method.components * PRIOR_PLANES + 2 * 3)
 
 
 def test_a_large_scene_is_fused_with_a_prior_drawn_in_blocks(plain, options, monkeypatch):

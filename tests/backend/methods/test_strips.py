@@ -7,7 +7,7 @@ from hypersharp.backend.control import Control
 from hypersharp.backend.degradation import degrade
 from hypersharp.backend.io.source import TensorSource
 from hypersharp.backend.methods import context
-from hypersharp.backend.methods.context import narrowed, seen_by, strips, widened
+from hypersharp.backend.methods.context import coefficients_by_strips, narrowed, strips, widened
 from hypersharp.backend.methods.learned_base import fit_closed_form
 from hypersharp.backend.scene import Scene
 from memory import MemoryWatch
@@ -42,7 +42,7 @@ def test_strips_give_what_the_whole_tile_gives(scene, narrow):
     bands = [0, 7, 31]
     for form in (closed.method, *closed.others.values()):
         image = form.fuse(tile)
-        coefficients, seen = seen_by(form, closed.subspace, tile, bands)
+        coefficients, seen = coefficients_by_strips(form, closed.subspace, tile, bands)
         whole = closed.subspace.coefficients(image)
         assert torch.allclose(coefficients, whole, rtol=1e-3, atol=1e-3 * float(whole.std()))
         assert torch.allclose(seen, image[bands], rtol=1e-3, atol=1e-3 * float(image.std()))
@@ -72,7 +72,7 @@ def test_the_image_of_the_context_is_never_there(scene, narrow):
     closed = fit_closed_form(scene, Control())
     tile = widened(scene.tile((0, SIDE), (0, SIDE), closed.halo), 0)
     with MemoryWatch() as watch:
-        seen_by(closed.others["gsa"], closed.part(0, 3), tile)
+        coefficients_by_strips(closed.others["gsa"], closed.part(0, 3), tile)
     with MemoryWatch() as whole:
         closed.others["gsa"].fuse(tile)
     image = 4 * BANDS * SIDE**2
